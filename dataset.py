@@ -1,0 +1,93 @@
+"""Pairs of photographs and masks as a data set, and what is done to them on the way to the network."""
+
+import os
+
+import cv2
+import numpy as np
+from torch.utils.data import Dataset, Sampler
+
+from pictures import find_pairs, read_image, read_mask
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version of itself
+import albumentations as A  # noqa: E402
+from albumentations.pytorch import ToTensorV2  # noqa: E402
+
+
+class CarvanaDataset(Dataset):
+    """Photographs and masks of two folders, paired by name.
+
+    Item -> image, mask. Without a transform: uint8 (H, W, channels) and float32 (H, W), the share of
+    each pixel that is foreground, in [0, 1]. transform is called as transform(image=..., mask=...) with
+    these and returns a dict of both; with A.Normalize and ToTensorV2 in it the item is a float tensor
+    (channels, H, W) and a mask (H, W).
+
+    size: (H, W) to read at, None for each picture's own. mask_resize: see pictures.read_mask.
+    An item is asked for as dataset[index] or dataset[epoch, index]: an Albumentations pipeline draws
+    from (seed, epoch, index) alone, so neither workers nor interruptions change what an item is.
+    Raises UserError, naming all files, where images and masks do not pair."""
+
+    def __init__(self, image_dir, mask_dir, transform=None, *, size=None, channels=3, mask_resize="area", seed=0):
+        self.pairs = find_pairs(image_dir, mask_dir)
+        self.transform = transform
+        self.size, self.channels, self.mask_resize, self.seed = size, channels, mask_resize, seed
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, key):
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image_path, mask_path = self.pairs[index]
+        image = read_image(image_path, self.size, self.channels)
+        mask = read_mask(mask_path, self.size, self.mask_resize).astype(np.float32) / 255
+        if self.transform is None:
+            return image, mask
+        if hasattr(self.transform, "set_random_seed"):
+            state = np.random.SeedSequence([self.seed, epoch, index % len(self)]).generate_state(1)
+            self.transform.set_random_seed(int(state[0]))
+        item = self.transform(image=image, mask=mask)
+        return item["image"], item["mask"]
+
+
+class EpochSampler(Sampler):
+    """Every (epoch, index) once, in an order that follows from (seed, epoch) alone.
+
+    Each pass is the next epoch; set .epoch to go on at another."""
+
+    def __init__(self, length, seed=0):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        return iter([(epoch, index) for index in self.order(epoch)])
+
+    def order(self, epoch):
+        """The indices of an epoch, in order."""
+        return np.random.default_rng([self.seed, epoch]).permutation(self.length).tolist()
+
+
+def train_transform(rotate=35, horizontal_flip=0.5, vertical_flip=0.1, rotate_fill="reflect"):
+    """uint8 (H, W, C) image and float (H, W) mask -> uint8 tensor (C, H, W) and float tensor (H, W), augmented.
+
+    rotate: degrees either way, flips: probabilities. rotate_fill: what a rotation brings into view is
+    the picture's own reflection ("reflect", the mask's likewise) or "black" and background.
+    Levels become floats on the device (utils.to_device): a quarter of the bytes to move."""
+    border = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[rotate_fill]
+    return A.Compose([
+        A.Rotate(limit=rotate, p=1.0, border_mode=border, fill=0, fill_mask=0, mask_interpolation=cv2.INTER_LINEAR),
+        A.HorizontalFlip(p=horizontal_flip),
+        A.VerticalFlip(p=vertical_flip),
+        ToTensorV2(),
+    ])
+
+
+def val_transform():
+    """The same without augmentation."""
+    return A.Compose([ToTensorV2()])
+
+
+def one_thread(_worker):
+    """Workers share the cores; OpenCV's own threads in each would only fight over them."""
+    cv2.setNumThreads(0)

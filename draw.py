@@ -1,0 +1,68 @@
+"""Pictures to look at: what the network sees, and where it is wrong. uint8 RGB arrays in and out."""
+
+import os
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Two colours that are told apart with any kind of colour vision (Okabe and Ito, 2008).
+ORANGE, BLUE = (230, 159, 0), (0, 114, 178)
+BACKGROUND, INK, MUTED = (255, 255, 255), (20, 20, 20), (110, 110, 110)
+MARGIN, TITLE = 8, 26  # pixels
+
+
+def overlay(image, mask, colour=ORANGE):
+    """A picture (H, W, 3) with a bool mask (H, W) tinted and outlined."""
+    tinted = image.copy()
+    tinted[mask] = (0.6 * image[mask] + 0.4 * np.array(colour)).astype(np.uint8)
+    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    return cv2.drawContours(tinted, contours, -1, colour, max(1, round(max(mask.shape) / 400)))
+
+
+def difference(image, truth, predicted):
+    """A picture, greyed, with what was missed in blue and what was wrongly taken in orange."""
+    grey = image.mean(axis=2, keepdims=True) * 0.35 + 160
+    shown = np.repeat(grey, 3, axis=2).astype(np.uint8)
+    shown[truth & ~predicted] = BLUE
+    shown[predicted & ~truth] = ORANGE
+    return shown
+
+
+def as_picture(mask):
+    """A bool mask (H, W) in black and white (H, W, 3)."""
+    return np.repeat((mask * np.uint8(255))[..., None], 3, axis=2)
+
+
+def sheet(rows, heads=(), foot=""):
+    """Rows of (title, pictures of one height) under column heads -> one picture. A title may be empty."""
+    font = ImageFont.load_default(15)
+    width = max(sum(p.shape[1] + MARGIN for p in pictures) for _, pictures in rows) + MARGIN
+    height = sum(pictures[0].shape[0] + MARGIN + (TITLE if title else 0) for title, pictures in rows)
+    height += MARGIN + TITLE * bool(heads) + TITLE * bool(foot)
+    page = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(page)
+    y = MARGIN
+    for head, x in zip(heads, np.cumsum([MARGIN] + [p.shape[1] + MARGIN for p in rows[0][1]])):
+        draw.text((int(x), y), head, MUTED, font)
+    y += TITLE * bool(heads)
+    for title, pictures in rows:
+        if title:
+            draw.text((MARGIN, y + 2), title, INK, font)
+            y += TITLE
+        x = MARGIN
+        for picture in pictures:
+            page.paste(Image.fromarray(picture), (x, y))
+            x += picture.shape[1] + MARGIN
+        y += pictures[0].shape[0] + MARGIN
+    if foot:
+        draw.text((MARGIN, y), foot, MUTED, font)
+    return np.asarray(page)
+
+
+def save(picture, path):
+    """Write a picture so that `path` is never half a file."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.tmp"
+    Image.fromarray(picture).save(temporary, format="PNG" if str(path).lower().endswith(".png") else "JPEG")
+    os.replace(temporary, path)

@@ -1,0 +1,53 @@
+"""Score a trained model on pairs of photographs and masks: python evaluate.py --model CKPT --images DIR --masks DIR"""
+
+import argparse
+import json
+from pathlib import Path
+
+import config
+from pictures import UserError, find_pairs, user_errors
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--model", metavar="CKPT", default=config.BEST_CHECKPOINT_FILE, help="checkpoint; sizes, channels and threshold come from it")
+    parser.add_argument("--images", metavar="DIR", default=config.VAL_IMG_DIR, help="photographs")
+    parser.add_argument("--masks", metavar="DIR", default=config.VAL_MASK_DIR, help="their masks")
+    parser.add_argument("--json", metavar="FILE", help="write all scores there, image by image")
+    parser.add_argument("--batch-size", type=int, default=config.BATCH_SIZE, metavar="N", help="images at once")
+    parser.add_argument("--num-workers", type=int, default=config.NUM_WORKERS, metavar="N", help="processes that read")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="auto takes the first there is")
+    args = parser.parse_args()
+    if not Path(args.model).is_file():
+        raise UserError(f"no checkpoint {args.model!r}; train one with python train.py, or name another with --model")
+    find_pairs(args.images, args.masks)
+    return args
+
+
+def main(args):
+    import utils  # torch takes seconds to import; what is wrong with the arguments is known by now
+    from dataset import CarvanaDataset, val_transform
+
+    model = utils.load_model(args.model, args.device)
+    trained = utils.config_of(model)
+    size = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"])
+    dataset = CarvanaDataset(args.images, args.masks, val_transform(), size=size, channels=trained["IN_CHANNELS"],
+                             mask_resize=trained["MASK_RESIZE"])
+    loader = utils.make_loader(dataset, args.batch_size, args.num_workers)
+    scores = utils.check_accuracy(loader, model, utils.device_of(model), full_size=True, outlines=True)
+
+    print(f"\n{len(dataset)} images       network's {size[0]}x{size[1]}   photographs' own size")
+    for name in ("dice", "iou", "accuracy", "precision", "recall"):
+        print(f"{name:10} {scores[name]:22.6f} {scores['full_' + name]:23.6f}")
+    print(f"{'1 - dice':10} {1 - scores['dice']:22.6f} {1 - scores['full_dice']:23.6f}")
+    print(f"mean distance of the outlines {scores['full_boundary']:27.2f} pixels (average symmetric surface distance)")
+    print("\nworst by full-size Dice")
+    for row in sorted(scores["images"], key=lambda row: row["full_dice"])[:5]:
+        print(f"  {row['full_dice']:.4f}  {row['name']}")
+    if args.json:
+        Path(args.json).write_text(json.dumps({"model": args.model, "images_dir": args.images} | scores, indent=1))
+
+
+if __name__ == "__main__":
+    with user_errors():
+        main(arguments())

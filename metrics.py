@@ -1,0 +1,74 @@
+"""What a mask is worth. One definition of each score, used by training, evaluation and tests alike."""
+
+import cv2
+import numpy as np
+import torch
+
+
+def confusion(predicted, target):
+    """Two bool tensors (B, ...) of one shape -> int64 (B, 4): true positives, false positives, false negatives, true negatives."""
+    predicted, target = predicted.flatten(1), target.flatten(1)
+    both = torch.count_nonzero(predicted & target, dim=1)
+    predicted, target, pixels = predicted.count_nonzero(dim=1), target.count_nonzero(dim=1), predicted.shape[1]
+    return torch.stack((both, predicted - both, target - both, pixels - predicted - target + both), dim=1)
+
+
+def _share(part, whole):
+    """part / whole per image, 1 where there is nothing to be found and nothing was."""
+    return torch.where(whole == 0, 1.0, part.double() / whole.clamp(min=1))
+
+
+def dice(counts):
+    """2|P∩T| / (|P|+|T|) per image, 1 where both are empty: (B, 4) counts -> float64 (B,). The Kaggle challenge's score is its mean."""
+    tp, fp, fn, _ = counts.unbind(1)
+    return _share(2 * tp, 2 * tp + fp + fn)
+
+
+def iou(counts):
+    """|P∩T| / |P∪T| per image."""
+    tp, fp, fn, _ = counts.unbind(1)
+    return _share(tp, tp + fp + fn)
+
+
+def precision(counts):
+    """Which share of the predicted pixels is right, per image."""
+    tp, fp, _, _ = counts.unbind(1)
+    return _share(tp, tp + fp)
+
+
+def recall(counts):
+    """Which share of the true pixels was found, per image."""
+    tp, _, fn, _ = counts.unbind(1)
+    return _share(tp, tp + fn)
+
+
+def accuracy(counts):
+    """Which share of all pixels is right, per image. Carvana's background alone makes 0.79 of them: look at Dice first."""
+    tp, _, _, tn = counts.unbind(1)
+    return _share(tp + tn, counts.sum(1))
+
+
+SCORES = {"dice": dice, "iou": iou, "accuracy": accuracy, "precision": precision, "recall": recall}
+
+
+def boundary_distance(predicted, target):
+    """Mean distance in pixels between the outlines of two bool arrays (H, W), both ways.
+
+    The average symmetric surface distance of Heimann et al., IEEE Transactions on Medical Imaging
+    28(8), 2009. The picture's edge is no outline. 0 where neither has an outline, the picture's
+    diagonal where only one has."""
+    outlines = [_outline(predicted), _outline(target)]
+    if not all(outline.any() for outline in outlines):
+        return float(np.hypot(*target.shape)) if any(outline.any() for outline in outlines) else 0.0
+    rows, columns = (np.flatnonzero((outlines[0] | outlines[1]).any(axis)) for axis in (1, 0))
+    window = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]  # distances elsewhere are not asked for
+    outlines = [outline[window] for outline in outlines]
+    distances = [cv2.distanceTransform((~other).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[one]
+                 for one, other in (outlines, outlines[::-1])]
+    return float(np.concatenate(distances).mean())
+
+
+def _outline(mask):
+    """The pixels of a bool mask (H, W) that touch the outside."""
+    mask = mask.view(np.uint8)
+    return (mask & ~cv2.erode(mask, np.uint8([[0, 1, 0], [1, 1, 1], [0, 1, 0]]))).view(bool)

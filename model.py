@@ -1,0 +1,72 @@
+"""U-Net (Ronneberger et al., 2015, arXiv:1505.04597) with padded convolutions and BatchNorm."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class DoubleConv(nn.Module):
+    """(3x3 convolution, BatchNorm, ReLU) twice: (B, in_channels, H, W) -> (B, out_channels, H, W)."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # BatchNorm has the bias
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class UNET(nn.Module):
+    """(B, in_channels, H, W) float -> logits (B, out_channels, H, W), for any H and W.
+
+    features: channels from the first level to the last; the bottleneck has twice the last. A picture
+    whose sides 2**len(features) does not divide is continued at its right and lower edge, and the
+    logits are cropped back. Raises ValueError for an input of another shape, and for a training
+    batch that leaves BatchNorm a single value per channel."""
+
+    def __init__(self, in_channels=3, out_channels=1, features=[64, 128, 256, 512]):
+        super().__init__()
+        self.downs = nn.ModuleList()
+        self.ups = nn.ModuleList()
+        self.pool = nn.MaxPool2d(2)
+        self.in_channels = in_channels
+        channels = in_channels
+        for feature in features:
+            self.downs.append(DoubleConv(channels, feature))
+            channels = feature
+        self.bottleneck = DoubleConv(channels, 2 * channels)
+        channels = 2 * channels
+        for feature in reversed(features):
+            self.ups.append(nn.ConvTranspose2d(channels, feature, kernel_size=2, stride=2))  # channels is 2 * feature where features double
+            self.ups.append(DoubleConv(2 * feature, feature))
+            channels = feature
+        self.final_conv = nn.Conv2d(features[0], out_channels, kernel_size=1)
+
+    def forward(self, x):
+        if x.dim() != 4 or x.shape[1] != self.in_channels:
+            raise ValueError(f"expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+        height, width = x.shape[2:]
+        multiple = 2 ** len(self.downs)
+        if height % multiple or width % multiple:
+            x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        if self.training and x.shape[0] * x.shape[2] * x.shape[3] == multiple**2:
+            raise ValueError(f"a training batch of one {height}x{width} image leaves BatchNorm a single value per channel; "
+                             f"train with a larger batch, or with images over {multiple}x{multiple} pixels")
+
+        skips = []
+        for down in self.downs:
+            x = down(x)  # (B, f, h, w)
+            skips.append(x)
+            x = self.pool(x)  # (B, f, h/2, w/2)
+        x = self.bottleneck(x)  # (B, 2f, h, w) at the lowest resolution
+        for up, double_conv, skip in zip(self.ups[::2], self.ups[1::2], reversed(skips)):
+            x = up(x)  # (B, 2f, h, w) -> (B, f, 2h, 2w)
+            x = double_conv(torch.cat((skip, x), dim=1))  # (B, 2f, 2h, 2w) -> (B, f, 2h, 2w)
+        return self.final_conv(x)[:, :, :height, :width]

@@ -1,0 +1,252 @@
+"""Finds, pairs and reads pictures. Needs no torch, so that a wrong path is answered at once."""
+
+import contextlib
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MASK_TYPES = (".gif", ".png")
+MASK_SUFFIX = "_mask"
+CARVANA_NAME = re.compile(r"([0-9a-f]{12})_(?:0[1-9]|1[0-6])")  # <car>_<angle>
+UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}
+
+
+class UserError(Exception):
+    """Something only the user can put right: expected this, found that, type this next."""
+
+
+@contextlib.contextmanager
+def user_errors():
+    """Around a script: a UserError becomes one message on stderr and exit status 2, Ctrl-C status 130."""
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
+    try:
+        yield
+    except UserError as error:
+        message = str(error).rsplit("UserError: ", 1)[-1].strip()  # a DataLoader worker wraps it into its traceback
+        sys.exit(_complain(f"error: {message}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_complain("\ninterrupted", 130))
+
+
+def _complain(text, status):
+    print(text, file=sys.stderr)
+    return status
+
+
+# ---------------------------------------------------------------- which files belong together
+
+def listing(folder, what):
+    """Sorted paths of the files in `folder`; hidden files and sub-folders are left out."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no folder {str(folder)!r}, where the {what} should be; "
+                        "make the data with prepare_data.py, or set the folder in config.py")
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir())
+
+
+def pair_names(image_names, mask_names):
+    """Match NAME.jpg with NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png.
+
+    Returns (pairs of (image name, mask name) sorted by image, list of what is wrong in words)."""
+    problems = []
+
+    def by_stem(names, types, what, stem_of):
+        stems = {}
+        for name in sorted(names):
+            if Path(name).suffix.lower() not in types:
+                problems.append(f"{name}: not {'an' if what == 'image' else 'a'} {what} ({' '.join(types)})")
+            else:
+                stems.setdefault(stem_of(Path(name).stem), []).append(name)
+        problems.extend(f"{stem}: more than one {what}: {', '.join(found)}"
+                        for stem, found in stems.items() if len(found) > 1)
+        return stems
+
+    images = by_stem(image_names, IMAGE_TYPES, "image", lambda stem: stem)
+    masks = by_stem(mask_names, MASK_TYPES, "mask",
+                    lambda stem: stem if stem in images else stem.removesuffix(MASK_SUFFIX))
+    problems.extend(f"{found[0]}: image without a mask (expected {stem}{MASK_SUFFIX}.gif or .png, or {stem}.gif or .png)"
+                    for stem, found in images.items() if stem not in masks)
+    problems.extend(f"{found[0]}: mask without an image (expected {stem}.jpg or the like)"
+                    for stem, found in masks.items() if stem not in images)
+    return [(images[stem][0], masks[stem][0]) for stem in images if stem in masks], problems
+
+
+def find_pairs(image_dir, mask_dir):
+    """All (image path, mask path) of two folders, sorted by name. Raises UserError naming all that is wrong."""
+    images = {p.name: p for p in listing(image_dir, "images")}
+    masks = {p.name: p for p in listing(mask_dir, "masks")}
+    if not images:
+        raise UserError(f"no images in {str(image_dir)!r}; make the data with prepare_data.py, "
+                        "or set the folder in config.py")
+    pairs, problems = pair_names(images, masks)
+    if not pairs and masks:
+        raise UserError(f"no image in {str(image_dir)!r} (such as {min(images)}) has a mask in {str(mask_dir)!r} "
+                        f"(such as {min(masks)}); expected NAME.jpg and NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png")
+    pairs = [(images[image], masks[mask]) for image, mask in pairs]
+    for image, mask in pairs:
+        try:
+            problems.extend(_size_fault(image, picture_size(image), mask, picture_size(mask)))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(listed(f"{len(problems)} problems in {str(image_dir)!r} and {str(mask_dir)!r}; "
+                               "put them right, or let prepare_data.py --skip-bad leave these files out", problems))
+    return pairs
+
+
+def _size_fault(image, size, mask, mask_size):
+    if size == mask_size:
+        return []
+    return [f"{image.name}: {size[1]}x{size[0]} pixels, its mask {mask.name} {mask_size[1]}x{mask_size[0]}"]
+
+
+def listed(headline, lines):
+    """A headline and its details, a line each."""
+    return "\n  ".join([headline, *lines])
+
+
+def group_of(name):
+    """What must stay on one side of a split: the car of a Carvana name, else the file's own stem."""
+    match = CARVANA_NAME.fullmatch(Path(name).stem)
+    return match[1] if match else Path(name).stem
+
+
+def split_groups(groups, fractions, seed):
+    """Deal groups to as many parts as there are fractions, and the rest to a last one.
+
+    The order is that of a hash of (seed, group): the same on every machine, whatever order the
+    groups come in, and the first parts stay what they are when a further one is asked for."""
+    order = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}/{group}".encode()).hexdigest())
+    parts, start = [], 0
+    for fraction in fractions:
+        count = max(1, round(fraction * len(order))) if fraction else 0
+        parts.append(set(order[start:start + count]))
+        start += count
+    return [*parts, set(order[start:])]
+
+
+# ---------------------------------------------------------------- the one reader
+
+@contextlib.contextmanager
+def _opened(path):
+    """A PIL image; whatever goes wrong while it is open is a UserError that names the file."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:  # a hostile file can raise nearly anything inside a decoder
+        reason = "not a picture of a known format" if "cannot identify" in str(error) else error
+        raise UserError(f"{path}: cannot be read ({reason or type(error).__name__})") from error
+
+
+def _turned(image):
+    """EXIF orientation 1 to 8; from 5 on, rows and columns are exchanged."""
+    orientation = image.getexif().get(0x0112, 1)
+    return orientation if orientation in range(1, 9) else 1
+
+
+def picture_size(path):
+    """(height, width) of a picture as it is shown, from its header."""
+    with _opened(path) as image:
+        return image.size if _turned(image) > 4 else image.size[::-1]
+
+
+def _deep(image):
+    """The uint16 levels of a 16-bit grey picture, None for any other (16-bit colour opens as its high bytes)."""
+    if image.mode == "F":
+        raise ValueError("floating-point levels; save it with 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return None
+    levels = np.asarray(image)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError("32-bit levels; save it with 8 or 16 bits")
+    return levels.astype(np.uint16)
+
+
+def read_image(path, size=None, channels=3):
+    """The picture as shown (EXIF orientation applied) -> uint8 (H, W, channels), RGB or grey.
+
+    size: (H, W) to scale to, or None for the picture's own. A JPEG is decoded at 1/2, 1/4 or 1/8 as
+    long as that leaves twice the size asked for. 16 bits are divided by 257, CMYK and palettes
+    are converted, alpha is dropped. Raises UserError, naming the file, where it cannot be read."""
+    mode = {1: "L", 3: "RGB"}[channels]
+    with _opened(path) as image:
+        orientation = _turned(image)
+        box = None
+        if size is not None:
+            width, height = size if orientation > 4 else size[::-1]
+            reduced = image.draft(mode, (2 * width - 2, 2 * height - 2))  # -2: 1918 / 2 counts as 2 * 480
+            box = reduced and reduced[1]  # what of the reduced picture is picture: its last column may be part padding
+        deep = _deep(image)
+        if deep is not None:
+            image = Image.fromarray(np.round(deep / 257).astype(np.uint8))
+        image = image.convert(mode)
+        if size is not None:
+            # Hamming is as sharp as averaging, but continuous: Pillow's BOX moves what falls between two pixels
+            shrinks = width <= image.width and height <= image.height
+            image = image.resize((width, height), Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR, box)
+        if orientation > 1:
+            image = image.transpose(UPRIGHT[orientation])
+        return np.array(image).reshape(image.height, image.width, channels)
+
+
+def read_mask(path, size=None, resize="area"):
+    """A mask of any of the formats in use -> uint8 (H, W), the covered share of each pixel in 1/255.
+
+    Foreground is what lies above the middle of the range, or 1 where 1 is the file's largest value.
+    size: (H, W), or None for the mask's own (then only 0 and 255 occur). resize: "area" averages;
+    "nearest" picks single pixels as OpenCV does, which moves the outline by up to half a pixel."""
+    with _opened(path) as image:
+        orientation = _turned(image)
+        mask = _foreground(_mask_levels(image)) * np.uint8(255)
+    if orientation > 1:
+        mask = np.asarray(Image.fromarray(mask).transpose(UPRIGHT[orientation]))
+    if size is None or mask.shape == tuple(size):
+        return mask
+    return cv2.resize(mask, size[::-1], interpolation={"area": cv2.INTER_AREA, "nearest": cv2.INTER_NEAREST}[resize])
+
+
+def _mask_levels(image):
+    """PIL image -> its grey levels, (H, W) uint8 or uint16."""
+    deep = _deep(image)
+    return np.asarray(image.convert("L")) if deep is None else deep
+
+
+def _foreground(levels):
+    """Grey levels -> uint8 (H, W) of 0 and 1."""
+    if levels.max() == 1:
+        return levels.astype(np.uint8)
+    return (levels > np.iinfo(levels.dtype).max // 2).view(np.uint8)
+
+
+def check_pair(image_path, mask_path):
+    """Read both files to their end -> (list of faults in words, list of warnings in words)."""
+    faults, warnings, sizes = [], [], []
+    for path in (image_path, mask_path):
+        try:
+            with _opened(path) as image:
+                sizes.append(image.size if _turned(image) > 4 else image.size[::-1])
+                if path is image_path:
+                    image.draft("RGB", (1, 1))  # the cheapest decoding that still reads every byte
+                    image.load()
+                    continue
+                levels = _mask_levels(image)
+                values = sum(map(bool, Image.fromarray(levels).histogram())) if levels.dtype == np.uint8 else len(np.unique(levels))
+                if values > 2:
+                    faults.append(f"{path.name}: {values} different values in the mask (expected 2: background and foreground)")
+                elif not _foreground(levels).any():
+                    warnings.append(f"{path.name}: empty mask (largest value {levels.max()})")
+        except UserError as error:
+            faults.append(str(error).replace(str(path), path.name))
+    if len(sizes) == 2:
+        faults += _size_fault(image_path, sizes[0], mask_path, sizes[1])
+    return faults, warnings

@@ -1,0 +1,259 @@
+"""Make data/ ready for training: every pair checked, the cars split into training, validation and test.
+
+    python prepare_data.py train.zip train_masks.zip        Kaggle's two files
+    python prepare_data.py carvana-image-masking-challenge.zip   its one outer file, or the folder unpacked from it
+    python prepare_data.py --images DIR --masks DIR         any two folders
+    python prepare_data.py --check                          only check what is in place
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from pictures import UserError, check_pair, find_pairs, group_of, listed, pair_names, split_groups, user_errors
+
+PARTS = ("val", "test", "train")  # in the order in which split_groups deals them
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", nargs="*", help="TRAIN_ZIP MASKS_ZIP, or one outer zip, or a folder with either")
+    parser.add_argument("--images", metavar="DIR", help="folder of photographs")
+    parser.add_argument("--masks", metavar="DIR", help="folder of masks: NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png")
+    parser.add_argument("--val-fraction", type=share, default=0.1, metavar="F", help="share of the cars to validate on (default 0.1)")
+    parser.add_argument("--test-fraction", type=share, default=0.0, metavar="F", help="share of the cars to set aside for a final test (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed deals the cars differently (default 0)")
+    parser.add_argument("--out", default="data", metavar="DIR", help="where the folders go (default data)")
+    parser.add_argument("--check", action="store_true", help="only check what is in place")
+    parser.add_argument("--skip-bad", action="store_true", help="leave bad files out instead of stopping")
+    parser.add_argument("--force", action="store_true", help="replace what is in place")
+    args = parser.parse_args()
+    if args.check == bool(args.source or args.images or args.masks):
+        parser.error("give the zips, or --images DIR --masks DIR, or --check alone; --help shows examples")
+    if not args.check and (bool(args.source) == bool(args.images or args.masks) or len(args.source) > 2 or bool(args.images) != bool(args.masks)):
+        parser.error("give either one or two zips (or one folder), or both --images DIR and --masks DIR")
+    if args.val_fraction + args.test_fraction >= 1:
+        parser.error("--val-fraction and --test-fraction leave nothing to train on; together they must stay under 1")
+    return args
+
+
+def share(word):
+    value = float(word)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to under 1, found {word}")
+    return value
+
+
+def main(args):
+    out = Path(args.out)
+    if args.check:
+        return check(out)
+    out.mkdir(parents=True, exist_ok=True)
+    staging = out / f".preparing-{os.getpid()}"  # beside the folders, so that moving into place is a rename
+    try:
+        staging.mkdir()
+        sources = find_sources(args, staging)
+        pairs, problems = pair_names(sources["images"], sources["masks"])
+        if not pairs:
+            raise UserError(listed("no image with a mask was found", problems))
+        pairs, faults, warnings = copy_and_check(pairs, sources, staging / "all")
+        problems += faults
+        report_problems(problems, warnings, args.skip_bad)
+        if not pairs:
+            raise UserError("no good pair is left")
+        cars = split_groups([group_of(image) for image, _ in pairs], (args.val_fraction, args.test_fraction), args.seed)
+        dealt = {part: [pair for pair in pairs if group_of(pair[0]) in groups] for part, groups in zip(PARTS, cars)}
+        if not dealt["train"]:
+            raise UserError(f"{len(pairs)} pairs are too few to split; add some, or set --val-fraction 0")
+        if not put_in_place(dealt, staging, out, args.force):
+            print(f"{out} holds exactly this already; nothing to do")
+        for part in sorted(PARTS):
+            if dealt[part]:
+                print(f"{part:5}  {len({group_of(image) for image, _ in dealt[part]}):5} cars  {len(dealt[part]):6} pairs")
+    except OSError as error:
+        raise UserError(f"{error}; {out} is as it was") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+# ---------------------------------------------------------------- where the files come from
+
+def find_sources(args, staging):
+    """-> {"images": {name: function that writes the file to a path}, "masks": likewise}."""
+    if args.images:
+        return {"images": folder_files(args.images), "masks": folder_files(args.masks)}
+    if len(args.source) == 2:
+        return {"images": any_files(args.source[0]), "masks": any_files(args.source[1])}
+    source = Path(args.source[0])
+    if source.is_dir():
+        return {kind: any_files(next((source / name for name in names if (source / name).exists()), source / names[0]))
+                for kind, names in (("images", ("train.zip", "train")), ("masks", ("train_masks.zip", "train_masks")))}
+    archive = open_zip(source)
+    entries = {PurePosixPath(info.filename).name: info for info in archive.infolist()}
+    missing = {"train.zip", "train_masks.zip"} - entries.keys()
+    if missing:
+        raise UserError(f"{source} holds no {' and no '.join(sorted(missing))}; give two zips (images, masks), or Kaggle's outer zip")
+    for name in ("train.zip", "train_masks.zip"):
+        zip_writer(archive, entries[name])(staging / name)
+    return {"images": any_files(staging / "train.zip"), "masks": any_files(staging / "train_masks.zip")}
+
+
+def any_files(path):
+    return folder_files(path) if Path(path).is_dir() else zip_files(path)
+
+
+def folder_files(path):
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"no file or folder {str(path)!r}; check the path")
+    return {p.name: lambda target, p=p: shutil.copyfile(p, target)
+            for p in path.iterdir() if not p.name.startswith(".") and not p.is_dir()}
+
+
+def open_zip(path):
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise UserError(f"no file {str(path)!r}; check the path") from None
+    except (zipfile.BadZipFile, OSError) as error:
+        raise UserError(f"{path} is not a zip that can be read ({error}); download it again") from error
+
+
+def zip_files(path):
+    """The files of a zip, whatever folder they are in; hidden ones and those of __MACOSX are left out."""
+    archive = open_zip(path)
+    files, problems = {}, []
+    for info in archive.infolist():
+        inside = PurePosixPath(info.filename.replace("\\", "/"))
+        if inside.is_absolute() or ".." in inside.parts or inside.parts[:1] and ":" in inside.parts[0]:
+            problems.append(f"{info.filename}: leads outside the zip")
+        elif info.flag_bits & 1:
+            problems.append(f"{info.filename}: encrypted")
+        elif info.is_dir() or inside.name.startswith(".") or "__MACOSX" in inside.parts:
+            continue
+        elif inside.name in files:
+            problems.append(f"{info.filename}: a second file of that name")
+        files[inside.name] = zip_writer(archive, info)
+    if problems:
+        raise UserError(listed(f"{path} is refused; make a zip without these:", problems))
+    return files
+
+
+def zip_writer(archive, info):
+    def write(target):
+        with archive.open(info) as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+    return write
+
+
+# ---------------------------------------------------------------- from there to data/
+
+def copy_and_check(pairs, sources, folder):
+    """Copy all pairs into folder and read them -> (good pairs, faults, warnings)."""
+    folder.mkdir()
+
+    def one(pair):
+        for name, kind in zip(pair, ("images", "masks")):
+            try:
+                sources[kind][name](folder / f"{kind}-{name}")
+            except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, NotImplementedError) as error:
+                return [f"{name}: damaged in its zip ({error})"], []
+        return check_pair(folder / f"images-{pair[0]}", folder / f"masks-{pair[1]}")
+
+    good, faults, warnings = [], [], []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            results = tqdm(pool.map(one, pairs), total=len(pairs), desc="checking", unit=" pairs")
+            for (bad, odd), pair in zip(results, pairs):
+                faults += [fault.replace("images-", "").replace("masks-", "") for fault in bad]
+                warnings += [warning.replace("images-", "").replace("masks-", "") for warning in odd]
+                if not bad:
+                    good.append(pair)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return good, faults, warnings
+
+
+def report_problems(problems, warnings, skip_bad):
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if problems and not skip_bad:
+        raise UserError(listed(f"{len(problems)} problems; nothing was changed. Put them right, or leave these files out with --skip-bad:", problems))
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+
+
+def put_in_place(dealt, staging, out, force):
+    """Move the files of each part to out, all or nothing -> False where exactly they are there already."""
+    folders = {}
+    for part, pairs in dealt.items():
+        for kind, column in (("images", 0), ("masks", 1)):
+            folders[f"{part}_{kind}"] = {pair[column]: staging / "all" / f"{kind}-{pair[column]}" for pair in pairs}
+    existing = {name: visible_sizes(out / name) for name in folders}
+    if existing == {name: {file: path.stat().st_size for file, path in files.items()} for name, files in folders.items()}:
+        return False
+    occupied = [f"{out / name}: {len(files)} files" for name, files in existing.items() if files]
+    if occupied and not force:
+        raise UserError(listed(f"{out} holds other data, which was left alone; replace it with --force, or choose another folder with --out:", occupied))
+
+    moved = []
+    try:
+        for name, files in folders.items():
+            fresh = staging / name
+            fresh.mkdir()
+            for file, path in files.items():
+                path.rename(fresh / file)
+            if (out / name).exists():
+                (out / name).rename(staging / f"old-{name}")
+                moved.append((staging / f"old-{name}", out / name))
+            if files:
+                fresh.rename(out / name)
+                moved.append((out / name, fresh))
+    except BaseException:
+        for now, before in reversed(moved):
+            now.rename(before)
+        raise
+    return True
+
+
+def visible_sizes(folder):
+    return {p.name: p.stat().st_size for p in folder.iterdir() if not p.name.startswith(".")} if folder.is_dir() else {}
+
+
+def check(out):
+    """Read every pair in place, and see that no car is on two sides."""
+    problems, cars = [], {}
+    for part in sorted(PARTS):
+        if not visible_sizes(out / f"{part}_images") and part == "test":
+            continue
+        try:
+            pairs = find_pairs(out / f"{part}_images", out / f"{part}_masks")
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            results = pool.map(lambda pair: check_pair(*pair), pairs)
+            for faults, warnings in tqdm(results, total=len(pairs), desc=f"checking {part}", unit=" pairs"):
+                problems += faults
+                for warning in warnings:
+                    print(f"warning: {warning}", file=sys.stderr)
+        groups = {group_of(image.name) for image, _ in pairs}
+        problems += [f"car {car} is in {part} and in {other}" for other, there in cars.items() for car in sorted(groups & there)]
+        cars[part] = groups
+        print(f"{part:5}  {len(groups):5} cars  {len(pairs):6} pairs")
+    if problems:
+        raise UserError(listed(f"{len(problems)} problems in {out}:", problems))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleared away
+    with user_errors():
+        main(arguments())

@@ -1,0 +1,141 @@
+"""The names, calls and tensors that scripts and checkpoints of the lineage count on."""
+
+import albumentations as A
+import pytest
+import torch
+from albumentations.pytorch import ToTensorV2
+from torch.nn import functional as F
+
+import utils
+from dataset import CarvanaDataset
+from model import UNET
+from train import train_fn
+from utils import check_accuracy, get_loaders, load_checkpoint, save_checkpoint, save_predictions_as_imgs
+
+
+def reference(x, weights, levels, training=False):
+    """The contract as plain function calls on a state_dict: what a lineage network computes."""
+    def double_conv(x, name):
+        for conv, norm in ((0, 1), (3, 4)):
+            x = F.conv2d(x, weights[f"{name}.conv.{conv}.weight"], padding=1)
+            p = f"{name}.conv.{norm}"
+            x = F.relu(F.batch_norm(x, weights[f"{p}.running_mean"].clone(), weights[f"{p}.running_var"].clone(),
+                                    weights[f"{p}.weight"], weights[f"{p}.bias"], training=training))
+        return x
+
+    skips = []
+    for level in range(levels):
+        x = double_conv(x, f"downs.{level}")
+        skips.append(x)
+        x = F.max_pool2d(x, 2, 2)
+    x = double_conv(x, "bottleneck")
+    for level in range(levels):
+        x = F.conv_transpose2d(x, weights[f"ups.{2 * level}.weight"], weights[f"ups.{2 * level}.bias"], stride=2)
+        x = double_conv(torch.cat((skips[-1 - level], x), dim=1), f"ups.{2 * level + 1}")
+    return F.conv2d(x, weights["final_conv.weight"], weights["final_conv.bias"])
+
+
+def randomised(model, seed=0):
+    """BatchNorm statistics and biases away from 0 and 1, so that a swapped one shows."""
+    generator = torch.Generator().manual_seed(seed)
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.dim() == 1:
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return model
+
+
+@pytest.mark.parametrize("features", [[4, 8, 16, 32], [6, 10]])
+@pytest.mark.parametrize("training", [False, True])
+def test_logits_equal_the_reference(features, training):
+    torch.manual_seed(0)
+    model = randomised(UNET(3, 2, features)).train(training)
+    x = torch.randn(2, 3, 32, 48)
+    expected = reference(x, {name: tensor.clone() for name, tensor in model.state_dict().items()}, len(features), training)
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_default_network_is_the_lineages():
+    model = UNET()
+    assert sum(p.numel() for p in model.parameters()) == 31_037_633
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes["downs.0.conv.0.weight"] == (64, 3, 3, 3) and shapes["bottleneck.conv.3.weight"] == (1024, 1024, 3, 3)
+    assert shapes["ups.0.weight"] == (1024, 512, 2, 2) and shapes["ups.1.conv.0.weight"] == (512, 1024, 3, 3)
+    assert shapes["ups.7.conv.4.bias"] == (64,) and shapes["final_conv.weight"] == (1, 64, 1, 1)
+    assert not any(name.endswith("conv.0.bias") or name.endswith("conv.3.bias") for name in shapes)
+
+
+@pytest.mark.parametrize("size", [(161, 239), (1, 1), (16, 16), (5, 100)])
+def test_any_size_comes_back(size):
+    model = UNET(1, 3, [2, 4, 4, 8]).eval()
+    x = torch.randn(2, 1, *size)
+    assert model(x).shape == (2, 3, *size)
+
+
+def test_padding_changes_nothing_of_a_size_that_fits():
+    model = UNET(3, 1, [2, 4]).eval()
+    x = torch.randn(1, 3, 12, 16)
+    torch.testing.assert_close(model(x), reference(x, model.state_dict(), 2))
+
+
+def test_wrong_inputs_are_clear_errors():
+    model = UNET(3, 1, [2, 4])
+    with pytest.raises(ValueError, match=r"expected images of shape \(B, 3, H, W\), got \(1, 1, 8, 8\)"):
+        model(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(ValueError, match="BatchNorm"):
+        model.train()(torch.zeros(1, 3, 3, 4))
+    assert model(torch.zeros(2, 3, 4, 4)).shape == (2, 1, 4, 4)
+
+
+def test_a_lineage_script_runs_unchanged(data, monkeypatch, capsys):
+    monkeypatch.chdir(data)
+    (data / "saved_images").mkdir()
+    device = "cpu"
+    train_transform = A.Compose([
+        A.Resize(height=32, width=48), A.Rotate(limit=35, p=1.0), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.1),
+        A.Normalize(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], max_pixel_value=255.0), ToTensorV2(),
+    ])
+    val_transforms = A.Compose([
+        A.Resize(height=32, width=48), A.Normalize(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], max_pixel_value=255.0), ToTensorV2(),
+    ])
+    model = UNET(in_channels=3, out_channels=1, features=[4, 8]).to(device)
+    loss_fn = torch.nn.BCEWithLogitsLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    train_loader, val_loader = get_loaders("data/train_images/", "data/train_masks/", "data/val_images/", "data/val_masks/",
+                                           4, train_transform, val_transforms, 0, False)
+    image, mask = train_loader.dataset[0]
+    assert image.shape == (3, 32, 48) and image.dtype == torch.float32 and 0 <= image.min() and image.max() <= 1
+    assert mask.shape == (32, 48) and set(mask.unique().tolist()) == {0, 1}
+    scaler = torch.amp.GradScaler(device, enabled=False)
+    losses = [train_fn(train_loader, model, optimizer, loss_fn, scaler) for _ in range(6)]
+    assert losses[-1] < losses[0]
+    scores = check_accuracy(val_loader, model, device=device)
+    out = capsys.readouterr().out
+    assert f"Got {round(scores['accuracy'] * 6 * 32 * 48)}/{6 * 32 * 48} with acc" in out
+    assert f"Dice score: {scores['dice']:.6f}" in out and scores["dice"] > 0.3
+
+    save_checkpoint({"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()})
+    fresh = UNET(in_channels=3, out_channels=1, features=[4, 8])
+    load_checkpoint(torch.load("my_checkpoint.pth.tar"), fresh)
+    assert check_accuracy(val_loader, fresh, device)["dice"] == scores["dice"]
+    save_predictions_as_imgs(val_loader, model, folder="saved_images/", device=device)
+    assert sorted(p.name for p in (data / "saved_images").iterdir()) == ["0.png", "1.png", "pred_0.png", "pred_1.png"]
+
+
+def test_dataset_positional_and_bare(data):
+    dataset = CarvanaDataset(str(data / "data/train_images"), str(data / "data/train_masks"))
+    image, mask = dataset[0]
+    assert len(dataset) == 12 and image.shape == (48, 72, 3) and mask.shape == (48, 72)
+    assert image.dtype == "uint8" and mask.dtype == "float32" and set(mask.flatten()) == {0, 1}
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_load_model_reads_the_network_off_the_tensors(tmp_path, prefix):
+    model = randomised(UNET(1, 2, [4, 6, 8])).eval()
+    torch.save({"state_dict": {prefix + name: tensor for name, tensor in model.state_dict().items()}}, tmp_path / "a.pth.tar")
+    torch.save(model.state_dict(), tmp_path / "bare.pth.tar")
+    x = torch.randn(1, 1, 16, 24)
+    for name in ("a", "bare"):
+        loaded = utils.load_model(tmp_path / f"{name}.pth.tar", "cpu")
+        torch.testing.assert_close(loaded(x), model(x))
+        assert loaded.config["FEATURES"] == [4, 6, 8] and utils.config_of(loaded)["THRESHOLD"] == 0.5

@@ -1,0 +1,218 @@
+"""Train a U-Net on the photographs that config.py names: python train.py [--preset NAME] [--any-constant VALUE ...]"""
+
+import config
+from pictures import UserError, find_pairs, user_errors
+
+if __name__ == "__main__":  # wrong words and wrong folders are answered before the seconds that torch takes to import
+    with user_errors():
+        cfg = config.load(description=__doc__)
+        find_pairs(cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR)
+        find_pairs(cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR)
+
+import csv  # noqa: E402
+import math  # noqa: E402
+import os  # noqa: E402
+import time  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import nn, optim  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import draw  # noqa: E402
+import utils  # noqa: E402
+from dataset import train_transform, val_transform  # noqa: E402
+from model import UNET  # noqa: E402
+
+LOOK_EVERY = 10  # steps between looks at the loss; each look waits for the device
+COLUMNS = ("epoch", "train_loss", "val_loss", "accuracy", "dice", "one_minus_dice", "full_dice",
+           "learning_rate", "seconds", "images_per_second", "peak_memory_mb")
+
+
+def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0):
+    """One epoch over loader -> mean loss. With epochs_left the time that so many epochs will take is printed early on."""
+    model.train()
+    total, recent, started = 0.0, [], None
+    with tqdm(total=len(loader.dataset), unit=" images", dynamic_ncols=True, leave=False) as bar:
+        for step, (images, masks) in enumerate(loader):
+            images, masks = utils.to_device(images, masks, model)
+
+            with utils.autocast(model):
+                logits = model(images)
+            loss = loss_fn(logits.float(), masks)  # in float32: half precision rounds small losses away
+
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+
+            bar.update(len(images))
+            recent.append(loss.detach() * len(images))
+            if step in (1, 5) or len(recent) == LOOK_EVERY or step == len(loader) - 1:
+                recent = torch.stack(recent).tolist()  # the only place that waits for the device
+                stop_if_not_finite(recent, step, loader)
+                total += sum(recent)
+                bar.set_postfix(loss=f"{recent[-1] / len(images):.4f}")
+                recent = []
+            if step == 1:
+                started = time.perf_counter()
+            if step == 5 and epochs_left:
+                seconds = (time.perf_counter() - started) / 4 * len(loader)
+                tqdm.write(f"about {duration(seconds)} an epoch, {duration(seconds * epochs_left)} in all, and evaluation on top")
+    return total / len(loader.dataset)
+
+
+def stop_if_not_finite(losses, step, loader):
+    """Raises UserError, naming the batch's files, where one of the losses up to this step is infinite or not a number."""
+    bad = [not math.isfinite(loss) for loss in losses]
+    if any(bad):
+        start = (step + 1 - len(losses) + bad.index(True)) * loader.batch_size
+        order = loader.sampler.order(loader.sampler.epoch - 1) if hasattr(loader.sampler, "order") else []
+        names = [loader.dataset.pairs[i][0].name for i in order[start:start + loader.batch_size]]
+        raise UserError(f"the loss of step {start // loader.batch_size + 1} is not finite; its images: {', '.join(names) or 'unknown'}. "
+                        "Lower LEARNING_RATE or set PRECISION to fp32; --load-model true goes on from the last good checkpoint")
+
+
+def duration(seconds):
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def main(cfg):
+    device = utils.find_device(cfg.DEVICE)
+    torch.manual_seed(cfg.SEED)
+    torch.backends.cudnn.benchmark = True
+
+    train_loader, val_loader = utils.get_loaders(
+        cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR, cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR, cfg.BATCH_SIZE,
+        train_transform(cfg.ROTATE, cfg.HORIZONTAL_FLIP, cfg.VERTICAL_FLIP, cfg.ROTATE_FILL), val_transform(),
+        cfg.NUM_WORKERS, cfg.PIN_MEMORY, size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), channels=cfg.IN_CHANNELS,
+        mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED,
+    )
+    model = UNET(in_channels=cfg.IN_CHANNELS, out_channels=1, features=cfg.FEATURES)
+    model = model.to(device, memory_format=torch.channels_last)
+    model.config = vars(cfg)
+    loss_fn = nn.BCEWithLogitsLoss()
+    optimizer = optim.Adam(model.parameters(), lr=cfg.LEARNING_RATE)
+    scaler = torch.amp.GradScaler(device.type, enabled=utils.amp_dtype(device, cfg.PRECISION) == torch.float16)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} validation images at "
+          f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {parameters / 1e6:.2f} M parameters on {device}, "
+          f"{str(utils.amp_dtype(device, cfg.PRECISION)).removeprefix('torch.')}")
+
+    epoch, best, history = 0, 0.0, []
+    if cfg.LOAD_MODEL:
+        state = utils.read_checkpoint(cfg.CHECKPOINT_FILE)
+        compare_with_checkpoint(cfg, state.get("config", {}))
+        epoch, best, history = utils.restore(state, model, optimizer, scaler)
+        print(f"{cfg.CHECKPOINT_FILE}: {epoch} of {cfg.NUM_EPOCHS} epochs done")
+        scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=True)
+        print(f"full-size Dice {scores['full_dice']:.4f}")
+        write_pictures(val_loader, model, scores, cfg)
+    write_batch_picture(train_loader, cfg)
+
+    epochs_left = cfg.NUM_EPOCHS - epoch  # to announce
+    train_loader.sampler.epoch = epoch
+    while epoch < cfg.NUM_EPOCHS:
+        started = time.perf_counter()
+        loss = train_fn(train_loader, model, optimizer, loss_fn, scaler, epochs_left)
+        seconds = time.perf_counter() - started
+        epoch, epochs_left = epoch + 1, 0
+
+        full_size = epoch == cfg.NUM_EPOCHS or cfg.FULL_RES_EVERY > 0 and epoch % cfg.FULL_RES_EVERY == 0
+        scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=full_size)
+        history.append({
+            "epoch": epoch, "train_loss": loss, "val_loss": scores["loss"], "accuracy": scores["accuracy"], "dice": scores["dice"],
+            "one_minus_dice": 1 - scores["dice"], "full_dice": scores.get("full_dice"), "learning_rate": cfg.LEARNING_RATE,
+            "seconds": seconds, "images_per_second": len(train_loader.dataset) / seconds, "peak_memory_mb": utils.peak_memory() / 1e6,
+        })
+        report(history, scores, cfg)
+
+        if epoch == 1:
+            utils.put_aside(cfg.CHECKPOINT_FILE, cfg.BEST_CHECKPOINT_FILE)
+        best_so_far, best = best, max(best, scores["dice"])
+        state = utils.checkpoint_state(model, optimizer, scaler, epoch, best, history)
+        if best > best_so_far:
+            utils.save_checkpoint(state, cfg.BEST_CHECKPOINT_FILE)
+        utils.save_checkpoint(state, cfg.CHECKPOINT_FILE)
+        write_pictures(val_loader, model, scores, cfg)
+
+    print(f"best Dice {best:.4f}; now look at {os.path.join(cfg.SAVED_IMAGES_DIR, 'overview.png')}")
+
+
+def compare_with_checkpoint(cfg, old):
+    """Print what changed since a checkpoint was written. Raises UserError where that makes it another network."""
+    changed = {name: value for name, value in old.items() if name in vars(cfg) and getattr(cfg, name) != value and name != "LOAD_MODEL"}
+    fatal = [name for name in changed if name in utils.NETWORK_CONSTANTS]
+    if fatal:
+        words = " ".join(f"{config.option(name)} {' '.join(map(str, changed[name])) if isinstance(changed[name], list) else changed[name]}" for name in fatal)
+        raise UserError(f"{cfg.CHECKPOINT_FILE} was trained with other {', '.join(fatal)}; to go on with it, add {words}; "
+                        "to train anew, leave --load-model away")
+    for name, value in changed.items():
+        print(f"{name}: {value} in the checkpoint, {getattr(cfg, name)} from now on")
+
+
+def report(history, scores, cfg):
+    """Print the last row of the history, and write all of it to history.csv."""
+    row = history[-1]
+    full = "" if row["full_dice"] is None else f"  full-size Dice {row['full_dice']:.4f}"
+    print(f"epoch {row['epoch']}/{cfg.NUM_EPOCHS}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
+          f"accuracy {100 * row['accuracy']:.2f} %  Dice {row['dice']:.4f}  1-Dice {row['one_minus_dice']:.4f}{full}  "
+          f"{row['seconds']:.0f} s  {row['images_per_second']:.1f} images/s  {row['peak_memory_mb'] / 1000:.2f} GB")
+    if not 0.001 < scores["foreground"] < 0.999:
+        print(f"warning: {100 * scores['foreground']:.2f} % of all pixels are predicted as car; the network has learnt nothing yet. "
+              "Train longer, or look at LEARNING_RATE and at the masks in batch.png")
+    Path(cfg.SAVED_IMAGES_DIR).mkdir(parents=True, exist_ok=True)
+    with open(os.path.join(cfg.SAVED_IMAGES_DIR, "history.csv"), "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def write_batch_picture(loader, cfg):
+    """batch.png: what the network will see of the first training batch, with the outlines of its masks."""
+    dataset, epoch = loader.dataset, loader.sampler.epoch
+    pictures = []
+    for index in loader.sampler.order(epoch)[:min(16, cfg.BATCH_SIZE)]:
+        image, mask = dataset[epoch, index]
+        image = np.ascontiguousarray(np.broadcast_to(image.permute(1, 2, 0).numpy(), (*mask.shape, 3)))
+        pictures.append(draw.overlay(image, mask.numpy() >= 0.5))
+    rows = [("", pictures[i:i + 4]) for i in range(0, len(pictures), 4)]
+    draw.save(draw.sheet(rows), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
+
+
+def write_pictures(loader, model, scores, cfg):
+    """pred_{idx}.png, {idx}.png, and overview.png with the worst, the median and the best images of a loader."""
+    utils.save_predictions_as_imgs(loader, model, cfg.SAVED_IMAGES_DIR, utils.device_of(model), cfg.SAVE_IMAGES_MAX)
+    dices = [row["dice"] for row in scores["images"]]
+    ranks = {"worst": range(3), "median": range(len(dices) // 2 - 1, len(dices) // 2 + 2), "best": range(len(dices) - 3, len(dices))}
+    order, shown, rows = np.argsort(dices, kind="stable"), set(), []
+    for word, places in ranks.items():
+        for index in [order[place] for place in places if 0 <= place < len(order) and order[place] not in shown]:
+            shown.add(index)
+            rows.append((f"{word}: {loader.dataset.pairs[index][0].name}   Dice {dices[index]:.4f}",
+                         utils.compare(loader.dataset, index, model)))
+    draw.save(draw.sheet(rows, ("photograph", "truth", "prediction", "difference"), "orange: wrongly taken as car   blue: missed"),
+              os.path.join(cfg.SAVED_IMAGES_DIR, "overview.png"))
+
+
+MISHAPS = {  # what torch says -> what it means here
+    "out of memory": "the GPU's memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    "allocate memory": "the memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    "exited unexpectedly": "a process that reads the images was ended from outside, usually for want of memory; lower NUM_WORKERS or BATCH_SIZE",
+    "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than one image, or enlarge the images",
+}
+
+
+def plainly(error):
+    """An error of torch's -> the UserError that says what to change, or the error itself where it is none of MISHAPS."""
+    advice = next((advice for said, advice in MISHAPS.items() if said in str(error)), None)
+    return UserError(f"{advice} ({str(error).splitlines()[0]})") if advice else error
+
+
+if __name__ == "__main__":
+    with user_errors():
+        try:
+            main(cfg)
+        except (RuntimeError, ValueError) as error:
+            raise plainly(error) from error

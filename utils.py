@@ -1,0 +1,327 @@
+"""Loaders, checkpoints, scores and prediction images: what the scripts share."""
+
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+import draw
+import metrics
+from dataset import CarvanaDataset, EpochSampler, one_thread
+from model import UNET
+from pictures import UserError, picture_size, read_image, read_mask
+
+# What decides which network it is and what it is fed; the rest of the configuration may change between runs.
+NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD", "FEATURES")
+LINEAGE_INPUT = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "MEAN": [0.0], "STD": [1.0], "THRESHOLD": 0.5,
+                 "MASK_RESIZE": "area", "PRECISION": "auto"}  # of a model that carries no configuration
+
+
+# ---------------------------------------------------------------- the device
+
+def find_device(name="auto"):
+    """"auto" -> the first there is of cuda, mps and cpu; another name -> that device, or UserError where it is missing."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, found in there.items() if found)
+    if not there[name]:
+        raise UserError(f"DEVICE is {name!r}, but torch {torch.__version__} finds none here; "
+                        f"use --device auto (it would take {find_device('auto')})")
+    return torch.device(name)
+
+
+def amp_dtype(device, precision="auto"):
+    """The dtype that convolutions are computed in on a device.
+
+    auto: bfloat16 where the hardware has it (Ampere and later, CPUs with avx512_bf16 or amx), else
+    float16 on CUDA, else float32. torch.cuda.is_bf16_supported() also counts emulation, hence the capability."""
+    if precision != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("amx_tile"):
+            return torch.bfloat16
+    return torch.float32
+
+
+def config_of(model):
+    """The constants a model was made with; the lineage's for a model that carries none."""
+    model = getattr(model, "_orig_mod", getattr(model, "module", model))
+    return LINEAGE_INPUT | getattr(model, "config", {})
+
+
+def device_of(model):
+    return next(model.parameters()).device
+
+
+def autocast(model):
+    """The context in which a model is run: mixed precision as amp_dtype says."""
+    device = device_of(model)
+    dtype = amp_dtype(device, config_of(model)["PRECISION"])
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def to_device(images, masks, model):
+    """A batch of a loader -> float32 images (B, C, H, W) and masks (B, 1, H, W) on the model's device.
+
+    uint8 levels become (level / 255 - MEAN) / STD here; floats were normalised by a pipeline and pass."""
+    device, config = device_of(model), config_of(model)
+    images = images.to(device, non_blocking=True)
+    masks = masks.to(device, non_blocking=True).float()
+    if images.dtype == torch.uint8:
+        mean, std = (torch.tensor(config[name], device=device).view(1, -1, 1, 1) for name in ("MEAN", "STD"))
+        images = (images.float() / 255 - mean) / std
+    masks = masks.unsqueeze(1) if masks.dim() == 3 else masks
+    return images.contiguous(memory_format=torch.channels_last), masks
+
+
+def peak_memory():
+    """Bytes that this process (on CUDA: its tensors on the GPU) held at most; 0 where the system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# ---------------------------------------------------------------- data
+
+def get_loaders(train_dir, train_maskdir, val_dir, val_maskdir, batch_size, train_transform, val_transform,
+                num_workers=4, pin_memory=True, *, size=None, channels=3, mask_resize="area", seed=0):
+    """-> train_loader, val_loader over the pairs of the four folders; see CarvanaDataset for the keyword arguments.
+
+    Batches: images (B, C, H, W), masks (B, H, W). The training order is a function of (seed, epoch)."""
+    reading = {"size": size, "channels": channels, "mask_resize": mask_resize, "seed": seed}
+    train = CarvanaDataset(train_dir, train_maskdir, train_transform, **reading)
+    val = CarvanaDataset(val_dir, val_maskdir, val_transform, **reading)
+    loading = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
+    return make_loader(train, sampler=EpochSampler(len(train), seed), **loading), make_loader(val, **loading)
+
+
+def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None):
+    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, worker_init_fn=one_thread,
+                      pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=num_workers > 0,
+                      generator=torch.Generator())  # its own, so that loading draws nothing from torch's random state
+
+
+# ---------------------------------------------------------------- checkpoints
+
+def checkpoint_state(model, optimizer, scaler, epoch, best, history):
+    """The one dict that resuming needs, of tensors and plain values only (torch.load's weights_only=True reads it).
+
+    epoch: how many are done; best: highest validation Dice so far; history: a dict per epoch."""
+    return {
+        "state_dict": _plain_names(model.state_dict()), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+        "epoch": epoch, "best": best, "history": history, "config": config_of(model),
+        "random": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+    }
+
+
+def restore(state, model, optimizer, scaler):
+    """The reverse of checkpoint_state: fills the three in -> (epochs done, best, history).
+
+    The learning rate stays the optimizer's own, so that a changed constant takes effect. A checkpoint
+    of only state_dict and optimizer counts as epoch 0."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    load_checkpoint(state, model)
+    optimizer.load_state_dict(state["optimizer"])
+    for group, rate in zip(optimizer.param_groups, rates):
+        group["lr"] = rate
+    scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
+    if "random" in state:
+        torch.set_rng_state(state["random"]["torch"])
+        if state["random"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    return state.get("epoch", 0), state.get("best", 0.0), state.get("history", [])
+
+
+def save_checkpoint(state, filename="my_checkpoint.pth.tar"):
+    """Write a checkpoint so that at any moment `filename` is the old one or the new one, whole."""
+    print("=> Saving checkpoint")
+    temporary = f"{filename}.tmp"
+    try:
+        Path(filename).absolute().parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, filename)
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+        Path(temporary).unlink(missing_ok=True)
+        raise UserError(f"{filename} could not be written ({error}); what stood there before is untouched. "
+                        "Free some space, then go on with --load-model true") from error
+
+
+def put_aside(*filenames):
+    """Rename what another run left under these names to NAME_1, NAME_2, ... and say so."""
+    for path in map(Path, filenames):
+        if path.exists():
+            stem = path.name.removesuffix(".pth.tar")
+            number = next(n for n in range(1, 10**6) if not path.with_name(f"{stem}_{n}.pth.tar").exists())
+            aside = path.with_name(f"{stem}_{number}.pth.tar")
+            path.rename(aside)
+            print(f"{path} is of an earlier run; it is now {aside}")
+
+
+def load_checkpoint(checkpoint, model):
+    """Fill a model with the weights of a checkpoint dict (or a bare state_dict). Raises UserError where they do not fit."""
+    print("=> Loading checkpoint")
+    weights = _plain_names(checkpoint.get("state_dict", checkpoint))
+    target = getattr(model, "_orig_mod", getattr(model, "module", model))
+    ours = target.state_dict()
+    faults = [f"{name}: {_shape(weights.get(name))} in the checkpoint, {_shape(ours.get(name))} in the model"
+              for name in sorted(ours.keys() | weights.keys()) if _shape(weights.get(name)) != _shape(ours.get(name))]
+    if faults:
+        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise UserError(f"the checkpoint is of another network: {'; '.join(faults[:3])}{more}. "
+                        "Give the FEATURES and IN_CHANNELS it was trained with")
+    target.load_state_dict(weights)
+
+
+def _plain_names(weights):
+    """Parameter names without the prefixes that torch.compile and DistributedDataParallel put before them."""
+    return {name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod."): tensor
+            for name, tensor in weights.items()}
+
+
+def _shape(tensor):
+    return "missing" if tensor is None else tuple(tensor.shape) if hasattr(tensor, "shape") else type(tensor).__name__
+
+
+def read_checkpoint(filename, device="cpu"):
+    """The dict in a checkpoint file. Code in it does not run. Raises UserError where the file is none."""
+    try:
+        state = torch.load(filename, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint {str(filename)!r}; train one with python train.py, or name another") from None
+    except Exception as error:  # a damaged or hostile file can raise nearly anything
+        raise UserError(f"{filename} is not a checkpoint that can be read ({str(error).splitlines()[0]}); name another") from error
+    weights = state.get("state_dict", state) if isinstance(state, dict) else None
+    if not isinstance(weights, dict) or not any(name.endswith("final_conv.weight") for name in weights):
+        raise UserError(f"{filename} holds no weights of a UNET (a state_dict with final_conv.weight); name another")
+    return state
+
+
+def load_model(path, device="auto"):
+    """A checkpoint of ours or of the lineage ({'state_dict', ...} or a bare state_dict) -> UNET in eval mode on a device.
+
+    The network is read off the tensors' shapes; model.config holds the constants it was trained with."""
+    device = find_device(str(device))
+    state = read_checkpoint(path, device)
+    weights = _plain_names(state.get("state_dict", state))
+    try:
+        firsts = sorted((int(name.split(".")[1]), tensor.shape) for name, tensor in weights.items()
+                        if name.startswith("downs.") and name.endswith(".conv.0.weight"))
+        shape = {"in_channels": firsts[0][1][1], "features": [shape[0] for _, shape in firsts],
+                 "out_channels": weights["final_conv.weight"].shape[0]}
+        model = UNET(**shape)
+        load_checkpoint(state, model)
+    except (LookupError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} holds no weights of a UNET ({error!r}); name another") from error
+    model.config = {"FEATURES": shape["features"], "IN_CHANNELS": shape["in_channels"]} | state.get("config", {})
+    return model.to(device, memory_format=torch.channels_last).eval()
+
+
+# ---------------------------------------------------------------- scores and pictures
+
+@torch.no_grad()
+def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, outlines=False):
+    """Print pixel accuracy and Dice of a model over a loader of (images, masks), and return what was measured.
+
+    -> {"dice", "iou", "accuracy", "precision", "recall": means over images at the network's resolution,
+    "foreground": predicted share of all pixels, "loss": mean of loss_fn where given, "images": a dict per image}.
+    full_size adds the same scores with "full_" before them: logits upsampled bilinearly to the size of the mask's
+    file and thresholded there (the loader must go through a CarvanaDataset in order). outlines adds
+    "full_boundary", the mean distance of the outlines in pixels. The model is moved to device."""
+    was_training = model.training
+    model.to(device).eval()
+    cut = float(torch.logit(torch.tensor(config_of(model)["THRESHOLD"])))
+    counts, full_counts, boundaries, loss, done = [], [], [], 0.0, 0
+    with ThreadPoolExecutor(max_workers=2) as readers:
+        for images, masks in loader:
+            pairs = loader.dataset.pairs[done:done + len(images)] if full_size else []
+            truths = [readers.submit(read_mask, mask_path) for _, mask_path in pairs]  # while the network computes
+            images, masks = to_device(images, masks, model)
+            with autocast(model):
+                logits = model(images)
+            logits = logits.float()
+            counts.append(metrics.confusion(logits > cut, masks >= 0.5))
+            if loss_fn is not None:
+                loss += loss_fn(logits, masks).item() * len(images)
+            for logit, truth in zip(logits, truths):
+                truth = torch.from_numpy(truth.result() > 127).to(logit.device)
+                predicted = F.interpolate(logit[None], size=truth.shape, mode="bilinear")[0, 0] > cut
+                full_counts.append(metrics.confusion(predicted[None], truth[None]))
+                if outlines:
+                    boundaries.append(metrics.boundary_distance(predicted.cpu().numpy(), truth.cpu().numpy()))
+            done += len(images)
+    model.train(was_training)
+
+    counts = torch.cat(counts).cpu()
+    rows = _rows(counts, "")
+    if full_size:
+        rows = [a | b for a, b in zip(rows, _rows(torch.cat(full_counts).cpu(), "full_"))]
+    for row, boundary in zip(rows, boundaries):
+        row["full_boundary"] = boundary
+    result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    tp, fp, fn, tn = counts.sum(0).tolist()
+    result["foreground"] = (tp + fp) / (tp + fp + fn + tn)
+    if loss_fn is not None:
+        result["loss"] = loss / done
+    if hasattr(loader.dataset, "pairs"):
+        rows = [{"name": image.name} | row for (image, _), row in zip(loader.dataset.pairs, rows)]
+    print(f"Got {tp + tn}/{tp + fp + fn + tn} with acc {100 * (tp + tn) / (tp + fp + fn + tn):.2f}")
+    print(f"Dice score: {result['dice']:.6f}")
+    return result | {"images": rows}
+
+
+def _rows(counts, prefix):
+    """(B, 4) counts -> a dict of scores per image."""
+    columns = {prefix + name: score(counts).tolist() for name, score in metrics.SCORES.items()}
+    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
+@torch.no_grad()
+def save_predictions_as_imgs(loader, model, folder="saved_images/", device="cuda", max_batches=None):
+    """Write pred_{idx}.png (the predicted masks) and {idx}.png (the true ones) for each batch of a loader."""
+    was_training = model.training
+    model.to(device).eval()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    threshold = config_of(model)["THRESHOLD"]
+    for idx, (images, masks) in enumerate(loader):
+        if idx == max_batches:
+            break
+        images, masks = to_device(images, masks, model)
+        with autocast(model):
+            predicted = torch.sigmoid(model(images).float()) > threshold
+        torchvision.utils.save_image(predicted.float(), Path(folder) / f"pred_{idx}.png")
+        torchvision.utils.save_image(masks, Path(folder) / f"{idx}.png")
+    model.train(was_training)
+
+
+@torch.no_grad()
+def compare(dataset, index, model, height=240):
+    """Photograph, truth, prediction and their difference of one item, as pictures `height` pixels high."""
+    image_path, mask_path = dataset.pairs[index]
+    rows, columns = picture_size(image_path)
+    size = (height, max(1, round(height * columns / rows)))
+    photograph, truth = read_image(image_path, size), read_mask(mask_path, size) > 127
+    was_training = model.training
+    model.eval()
+    image, mask = dataset[index]
+    with autocast(model):
+        logits = model(to_device(image[None], mask[None], model)[0])
+    model.train(was_training)
+    probability = torch.sigmoid(F.interpolate(logits.float(), size=size, mode="bilinear"))[0, 0]
+    predicted = (probability > config_of(model)["THRESHOLD"]).cpu().numpy()
+    return [photograph, draw.as_picture(truth), draw.as_picture(predicted), draw.difference(photograph, truth, predicted)]
