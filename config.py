@@ -33,6 +33,7 @@ FEATURES = [64, 128, 256, 512]  # channels a level, the bottleneck has twice the
 LEARNING_RATE = 1e-4  # of Adam; smaller networks bear more [1e-9..10]
 BATCH_SIZE = 16  # halve it where the GPU's memory is too small [1..65536 images]
 NUM_EPOCHS = 3  # passes over the training set; the scores still rise after these [0..100000]
+BATCHNORM_IMAGES = 128  # of each epoch, over which BatchNorm's statistics are averaged anew before judging it; 0: its running averages [0..100000]
 SEED = 42  # start weights, order and augmentations all follow from it [0..4294967295]
 DEVICE = "auto"  # auto takes the first there is of cuda, mps and cpu [auto | cuda | mps | cpu]
 PRECISION = "auto"  # auto: bf16 where the device computes in it, else fp16 on CUDA, else fp32 [auto | bf16 | fp16 | fp32]

@@ -25,6 +25,11 @@ class UserError(Exception):
     """Something only the user can put right: expected this, found that, type this next."""
 
 
+def brief(error):
+    """The first line of an exception's message, or its name where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
 def user_errors():
     """Around a script: a UserError becomes one message on stderr and exit status 2, Ctrl-C status 130."""
@@ -144,8 +149,8 @@ def _opened(path):
         with Image.open(path) as image:
             yield image
     except Exception as error:  # a hostile file can raise nearly anything inside a decoder
-        reason = "not a picture of a known format" if "cannot identify" in str(error) else error
-        raise UserError(f"{path}: cannot be read ({reason or type(error).__name__})") from error
+        reason = "not a picture of a known format" if "cannot identify" in str(error) else brief(error)
+        raise UserError(f"{path}: cannot be read ({reason})") from error
 
 
 def _turned(image):

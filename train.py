@@ -1,19 +1,22 @@
 """Train a U-Net on the photographs that config.py names: python train.py [--preset NAME] [--any-constant VALUE ...]"""
 
+from pathlib import Path
+
 import config
-from pictures import UserError, find_pairs, user_errors
+from pictures import UserError, brief, find_pairs, user_errors
 
 if __name__ == "__main__":  # wrong words and wrong folders are answered before the seconds that torch takes to import
     with user_errors():
         cfg = config.load(description=__doc__)
         find_pairs(cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR)
         find_pairs(cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR)
+        if cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
+            raise UserError(f"no checkpoint {cfg.CHECKPOINT_FILE!r} to go on from; leave --load-model away to train anew")
 
 import csv  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
 import time  # noqa: E402
-from pathlib import Path  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -100,7 +103,7 @@ def main(cfg):
           f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {parameters / 1e6:.2f} M parameters on {device}, "
           f"{str(utils.amp_dtype(device, cfg.PRECISION)).removeprefix('torch.')}")
 
-    epoch, best, history = 0, 0.0, []
+    epoch, best, history = 0, -1.0, []
     if cfg.LOAD_MODEL:
         state = utils.read_checkpoint(cfg.CHECKPOINT_FILE)
         compare_with_checkpoint(cfg, state.get("config", {}))
@@ -116,6 +119,8 @@ def main(cfg):
     while epoch < cfg.NUM_EPOCHS:
         started = time.perf_counter()
         loss = train_fn(train_loader, model, optimizer, loss_fn, scaler, epochs_left)
+        if cfg.BATCHNORM_IMAGES:
+            utils.settle_batchnorm(model, train_loader, cfg.BATCHNORM_IMAGES)
         seconds = time.perf_counter() - started
         epoch, epochs_left = epoch + 1, 0
 
@@ -137,7 +142,7 @@ def main(cfg):
         utils.save_checkpoint(state, cfg.CHECKPOINT_FILE)
         write_pictures(val_loader, model, scores, cfg)
 
-    print(f"best Dice {best:.4f}; now look at {os.path.join(cfg.SAVED_IMAGES_DIR, 'overview.png')}")
+    print(f"best Dice {max(best, 0):.4f}; now look at {os.path.join(cfg.SAVED_IMAGES_DIR, 'overview.png')}")
 
 
 def compare_with_checkpoint(cfg, old):
@@ -207,7 +212,7 @@ MISHAPS = {  # what torch says -> what it means here
 def plainly(error):
     """An error of torch's -> the UserError that says what to change, or the error itself where it is none of MISHAPS."""
     advice = next((advice for said, advice in MISHAPS.items() if said in str(error)), None)
-    return UserError(f"{advice} ({str(error).splitlines()[0]})") if advice else error
+    return UserError(f"{advice} ({brief(error)})") if advice else error
 
 
 if __name__ == "__main__":

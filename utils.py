@@ -15,7 +15,7 @@ import draw
 import metrics
 from dataset import CarvanaDataset, EpochSampler, one_thread
 from model import UNET
-from pictures import UserError, picture_size, read_image, read_mask
+from pictures import UserError, brief, picture_size, read_image, read_mask
 
 # What decides which network it is and what it is fed; the rest of the configuration may change between runs.
 NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD", "FEATURES")
@@ -142,7 +142,7 @@ def restore(state, model, optimizer, scaler):
         torch.set_rng_state(state["random"]["torch"])
         if state["random"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return state.get("epoch", 0), state.get("best", 0.0), state.get("history", [])
+    return state.get("epoch", 0), state.get("best", -1.0), state.get("history", [])
 
 
 def save_checkpoint(state, filename="my_checkpoint.pth.tar"):
@@ -205,7 +205,7 @@ def read_checkpoint(filename, device="cpu"):
     except FileNotFoundError:
         raise UserError(f"no checkpoint {str(filename)!r}; train one with python train.py, or name another") from None
     except Exception as error:  # a damaged or hostile file can raise nearly anything
-        raise UserError(f"{filename} is not a checkpoint that can be read ({str(error).splitlines()[0]}); name another") from error
+        raise UserError(f"{filename} is not a checkpoint that can be read ({brief(error)}); name another") from error
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(weights, dict) or not any(name.endswith("final_conv.weight") for name in weights):
         raise UserError(f"{filename} holds no weights of a UNET (a state_dict with final_conv.weight); name another")
@@ -230,6 +230,27 @@ def load_model(path, device="auto"):
         raise UserError(f"{path} holds no weights of a UNET ({error!r}); name another") from error
     model.config = {"FEATURES": shape["features"], "IN_CHANNELS": shape["in_channels"]} | state.get("config", {})
     return model.to(device, memory_format=torch.channels_last).eval()
+
+
+@torch.no_grad()
+def settle_batchnorm(model, loader, images):
+    """Average BatchNorm's statistics over the first `images` of the training epoch just done, under the final weights.
+
+    The running averages of training lag behind weights that still move, and hang on the last few batches.
+    "Precise BatchNorm" of Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, arXiv:2105.07576."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+    model.train()
+    epoch = loader.sampler.epoch - 1
+    keys = [(epoch, index) for index in loader.sampler.order(epoch)[:images]]
+    for batch in make_loader(loader.dataset, loader.batch_size, sampler=keys):
+        with autocast(model):
+            model(to_device(*batch, model)[0])
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
 
 
 # ---------------------------------------------------------------- scores and pictures
