@@ -6,14 +6,18 @@ forward, y to the car's left, z up; the car stands on z = 0 around the origin.
 """
 
 import hashlib
+import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
+import shutil
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
+
+from pictures import UserError
 
 ANGLES = 16  # a turntable's stops, 22.5 degrees apart
 OVERSAMPLING = 2  # everything is painted at twice the size and averaged
@@ -30,11 +34,11 @@ BODIES = {
     "coupe": ((4.1, 4.7), (1.75, 1.9), (1.25, 1.38), (0.07, 0.28, 0.49, 0.67), 0.64, 0.13),
 }
 BODY_SHARES = (0.28, 0.16, 0.06, 0.26, 0.09, 0.07, 0.08)
-PAINTS = (  # name, RGB, share: streets are white, black and grey
+PAINTS = (  # RGB, share: streets are white, black and grey
     ((236, 236, 234), 0.22), ((20, 21, 23), 0.18), ((66, 69, 73), 0.13), ((168, 171, 174), 0.17), ((120, 22, 26), 0.09),
     ((28, 48, 98), 0.09), ((104, 96, 80), 0.04), ((38, 62, 48), 0.02), ((196, 120, 30), 0.02), ((70, 130, 176), 0.04),
 )
-GLASS, TYRE, DARK, CHROME = (38, 44, 48), (27, 27, 28), (14, 14, 15), (178, 180, 182)
+GLASS, TYRE, DARK = (38, 44, 48), (27, 27, 28), (14, 14, 15)
 
 
 # ---------------------------------------------------------------- the car
@@ -49,12 +53,12 @@ def new_car(rng):
         "body": body, "length": rng.uniform(*length), "width": rng.uniform(*width), "height": rng.uniform(*height),
         "along": np.array(along) + rng.uniform(-0.02, 0.02, 4) * (np.array(along) > 0.02), "belt": belt + rng.uniform(-0.025, 0.025),
         "clearance": clearance + rng.uniform(-0.03, 0.04), "paint": np.clip(paint * rng.uniform(0.85, 1.12) + rng.uniform(-10, 10, 3), 3, 250),
-        "gloss": rng.uniform(0.15, 0.6), "roof": rng.choice(["paint", "paint", "paint", "dark"]), "bumper": rng.choice(["paint", "paint", "dark"]),
+        "gloss": rng.uniform(0.15, 0.9), "roof": rng.choice(["paint", "paint", "paint", "dark"]), "bumper": rng.choice(["paint", "paint", "dark"]),
         "wheel": rng.uniform(0.30, 0.36) + (0.05 if body in ("suv", "pickup") else 0), "spokes": int(rng.integers(5, 11)),
         "rim": rng.choice([60.0, 130.0, 175.0, 205.0]), "antenna": rng.choice([0.0, 0.0, 0.0, 0.08, 0.08, 0.2, 0.5]), "rails": body in ("suv", "estate") and rng.random() < 0.6,
         "step": body in ("suv", "pickup") and rng.random() < 0.4, "spoiler": body in ("hatchback", "suv", "coupe") and rng.random() < 0.4,
         "nose": rng.uniform(4.5, 8), "tail": rng.uniform(6, 10), "tumble": rng.uniform(0.25, 0.38), "crown": rng.uniform(0.02, 0.06),
-        "plate": rng.random() < 0.7, "doors": [(-0.14, 0.04, 0.2), (-0.02, 0.2)][rng.integers(2)], "tint": rng.uniform(0.4, 2.8),
+        "axles": np.array([-0.29, 0.31]) + rng.uniform(-0.02, 0.02, 2), "plate": rng.random() < 0.7, "doors": [(-0.14, 0.04, 0.2), (-0.02, 0.2)][rng.integers(2)], "tint": rng.uniform(0.4, 2.8),
     }
 
 
@@ -167,7 +171,7 @@ def new_studio(rng):
     return {
         "distance": rng.uniform(5.2, 8.0), "height": rng.uniform(1.15, 2.1), "aim": rng.uniform(0.45, 0.9), "zoom": rng.uniform(0.86, 1.35),
         "shift": rng.uniform(-0.05, 0.05), "turn": rng.uniform(-8, 8), "roll": rng.normal(0, 0.006),
-        "wall": level + tint + rng.normal(0, 2, 3), "floor": level * rng.uniform(0.70, 0.98) + tint + rng.normal(0, 4, 3),
+        "wall": level + tint + rng.normal(0, 1.5, 3), "floor": level * rng.uniform(0.70, 0.98) + tint + rng.normal(0, 3, 3),
         "horizon": rng.uniform(0.33, 0.47), "bend": rng.uniform(-0.03, 0.10), "lean": rng.uniform(-0.05, 0.05), "edge": 10 ** rng.uniform(-2.6, -1.3),
         "uneven": rng.uniform(0.0, 0.05), "vignette": rng.uniform(0.0, 0.25), "falloff": rng.uniform(-0.25, 0.12), "gain": rng.uniform(0.86, 1.12),
         "rings": [(rng.uniform(2.4, 3.4), rng.uniform(0.03, 0.35)) for _ in range(rng.integers(0, 4))],
@@ -251,8 +255,8 @@ def paint_car(car, studio, cam, size, flip=1):
     cam = cam | {"turn": cam["turn"] * [1, 1, flip]}
     length, width, height, belt = car["length"], car["width"], car["height"], car["belt"] * car["height"]
     eye = cam["turn"].T @ cam["eye"]  # as the car sees it
-    sides = {side: eye[1] * side > width / 2 for side in (-1, 1)}
-    axles = (-0.29 * length, 0.31 * length)
+    sides = {side: eye[1] * side > width / 2 + 0.8 for side in (-1, 1)}  # at a grazing look the body hides its wheels
+    axles = car["axles"] * length
     mirror = np.array([(car["along"][3] - 0.5) * length - 0.18, 0, belt + 0.08])
     scale = max(1, round(size[1] / 700))
 
@@ -283,7 +287,7 @@ def paint_car(car, studio, cam, size, flip=1):
     if car["rails"]:
         for side in (-1, 1):
             y = side * (width / 2 - car["tumble"] * (height - belt) - 0.06)
-            ends = project(cam, np.array([[(car["along"][k] - 0.5) * length, y, height + 0.05] for k in (1, 2)]))
+            ends = project(cam, np.array([[(car["along"][k] + inset - 0.5) * length, y, height + 0.01] for k, inset in ((1, 0.03), (2, -0.06))]))
             cv2.line(canvas, *np.round(ends).astype(int).tolist(), (70.0, 70.0, 72.0, 255.0), 2 * scale)
     if car["spoiler"]:
         fill_hull(canvas, cam, box([(car["along"][1] - 0.5) * length - 0.05, 0, height - 0.02], [0.25, 0.7 * width, 0.04]), car["paint"] * 0.8)
@@ -361,29 +365,41 @@ def render(car, studio, angle, size, rng):
 
 # ---------------------------------------------------------------- a data set of them
 
-def render_car(number, angles, size, folder, seed):
-    """Write the pictures of one car: <12 hex>_<01..16>.jpg and _mask.gif under folder/images and folder/masks."""
+def render_set(out, cars=28, val_cars=4, angles=10, size=(320, 480), seed=0):
+    """Render cars x angles pairs of size (H, W) into out/train_images, train_masks, val_images and val_masks.
+
+    The last val_cars cars are for validation. The same files for a seed (and versions of the libraries); a car's
+    angles are spread over the full turn. out appears when all is done, or not at all."""
+    out = Path(out)
+    staging = out.with_name(f".{out.name}-{os.getpid()}")
+    try:
+        jobs = []
+        for number in range(cars):
+            part = "val" if number >= cars - val_cars else "train"
+            folders = [staging / f"{part}_{kind}" for kind in ("images", "masks")]
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            jobs += [(seed, number, (number + round(i * ANGLES / angles)) % ANGLES + 1, size, *folders) for i in range(angles)]
+        start = "fork" if sys.platform == "linux" else "spawn"  # spawned processes would import all of the caller first
+        with multiprocessing.get_context(start).Pool() as pool:
+            for _ in tqdm(pool.imap_unordered(render_pair, jobs, chunksize=4), total=len(jobs), desc="rendering", unit=" images"):
+                pass
+        staging.rename(out)
+    except OSError as error:
+        raise UserError(f"{out} could not be rendered ({error}); free some space or choose another folder") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def render_pair(job):
+    """Write one photograph, <12 hex>_<01..16>.jpg, and its mask, <12 hex>_<01..16>_mask.gif."""
+    seed, number, stop, size, images, masks = job
     cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, number])
-    name = hashlib.sha256(f"demo {seed} {number}".encode()).hexdigest()[:12]
     car, studio = new_car(rng), new_studio(rng)
-    for angle in angles:
-        picture, mask = render(car, studio, angle - 1, size, rng)
-        Image.fromarray(picture).save(folder / "images" / f"{name}_{angle:02d}.jpg", quality=studio["quality"])
-        gif = Image.fromarray(mask.astype(np.uint8))
-        gif.putpalette([0, 0, 0, 255, 255, 255])
-        gif.save(folder / "masks" / f"{name}_{angle:02d}_mask.gif")
-
-
-def render_set(folder, cars=24, angles=ANGLES, size=(320, 480), seed=0):
-    """Render cars x angles pairs of size (H, W) into folder/images and folder/masks; the same files for a seed.
-
-    With fewer than 16 angles a car's are spread over the full turn, other ones for each car."""
-    folder = Path(folder)
-    for kind in ("images", "masks"):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-    stops = [[(number + round(i * ANGLES / angles)) % ANGLES + 1 for i in range(angles)] for number in range(cars)]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        jobs = [pool.submit(render_car, number, stops[number], size, folder, seed) for number in range(cars)]
-        for job in tqdm(jobs, desc="rendering", unit=" cars"):
-            job.result()
+    picture, mask = render(car, studio, stop - 1, size, np.random.default_rng([seed, number, stop]))
+    name = f"{hashlib.sha256(f'rendered {seed} {number}'.encode()).hexdigest()[:12]}_{stop:02d}"
+    Image.fromarray(picture).save(images / f"{name}.jpg", quality=studio["quality"])
+    gif = Image.fromarray(mask.astype(np.uint8))
+    gif.putpalette([0, 0, 0, 255, 255, 255])
+    gif.save(masks / f"{name}_mask.gif")

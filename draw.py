@@ -4,7 +4,13 @@ import os
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn import functional as F
+
+from device import autocast, config_of, device_of, to_device
+from pictures import picture_size, read_image, read_mask
+from utils import save_predictions_as_imgs
 
 # Two colours that are told apart with any kind of colour vision (Okabe and Ito, 2008).
 ORANGE, BLUE = (230, 159, 0), (0, 114, 178)
@@ -66,3 +72,48 @@ def save(picture, path):
     temporary = f"{path}.tmp"
     Image.fromarray(picture).save(temporary, format="PNG" if str(path).lower().endswith(".png") else "JPEG")
     os.replace(temporary, path)
+
+
+def batch(loader, images):
+    """What the network will see of the next training batch, with the outlines of its masks."""
+    dataset, epoch = loader.dataset, loader.sampler.epoch
+    pictures = []
+    for index in loader.sampler.order(epoch)[:min(16, images)]:
+        image, mask = dataset[epoch, index]
+        image = np.ascontiguousarray(np.broadcast_to(image.permute(1, 2, 0).numpy(), (*mask.shape, 3)))
+        pictures.append(overlay(image, mask.numpy() >= 0.5))
+    return sheet([("", pictures[i:i + 4]) for i in range(0, len(pictures), 4)])
+
+
+@torch.no_grad()
+def compare(dataset, index, model, height=240):
+    """Photograph, truth, prediction and their difference of one item, as pictures `height` pixels high."""
+    image_path, mask_path = dataset.pairs[index]
+    rows, columns = picture_size(image_path)
+    size = (height, max(1, round(height * columns / rows)))
+    photograph, truth = read_image(image_path, size), read_mask(mask_path, size) > 127
+    was_training = model.training
+    model.eval()
+    image, mask = dataset[index]
+    with autocast(model):
+        logits = model(to_device(image[None], mask[None], model)[0])
+    model.train(was_training)
+    probability = torch.sigmoid(F.interpolate(logits.float(), size=size, mode="bilinear"))[0, 0]
+    predicted = (probability > config_of(model)["THRESHOLD"]).cpu().numpy()
+    return [photograph, as_picture(truth), as_picture(predicted), difference(photograph, truth, predicted)]
+
+
+def validation_pictures(loader, model, scores, folder, max_batches):
+    """pred_{idx}.png and {idx}.png, and overview.png with the worst, the median and the best images of a loader.
+
+    scores: a dict with "dice" per image, in the loader's order."""
+    save_predictions_as_imgs(loader, model, folder, device_of(model), max_batches)
+    dices = [row["dice"] for row in scores]
+    ranks = {"worst": range(3), "median": range(len(dices) // 2 - 1, len(dices) // 2 + 2), "best": range(len(dices) - 3, len(dices))}
+    order, shown, rows = np.argsort(dices, kind="stable"), set(), []
+    for word, places in ranks.items():
+        for index in [order[place] for place in places if 0 <= place < len(order) and order[place] not in shown]:
+            shown.add(index)
+            rows.append((f"{word}: {loader.dataset.pairs[index][0].name}   Dice {dices[index]:.4f}", compare(loader.dataset, index, model)))
+    page = sheet(rows, ("photograph", "truth", "prediction", "difference"), "orange: wrongly taken as car   blue: missed")
+    save(page, os.path.join(folder, "overview.png"))

@@ -25,16 +25,17 @@ def arguments():
 
 
 def main(args):
-    import utils  # torch takes seconds to import; what is wrong with the arguments is known by now
+    import device  # torch takes seconds to import; what is wrong with the arguments is known by now
+    import utils
     from dataset import CarvanaDataset, val_transform
 
     model = utils.load_model(args.model, args.device)
-    trained = utils.config_of(model)
+    trained = device.config_of(model)
     size = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"])
     dataset = CarvanaDataset(args.images, args.masks, val_transform(), size=size, channels=trained["IN_CHANNELS"],
                              mask_resize=trained["MASK_RESIZE"])
     loader = utils.make_loader(dataset, args.batch_size, args.num_workers)
-    scores = utils.check_accuracy(loader, model, utils.device_of(model), full_size=True, outlines=True)
+    scores = utils.check_accuracy(loader, model, device.device_of(model), full_size=True, outlines=True)
 
     print(f"\n{len(dataset)} images       network's {size[0]}x{size[1]}   photographs' own size")
     for name in ("dice", "iou", "accuracy", "precision", "recall"):

@@ -32,11 +32,11 @@ def brief(error):
 
 @contextlib.contextmanager
 def user_errors():
-    """Around a script: a UserError becomes one message on stderr and exit status 2, Ctrl-C status 130."""
+    """Around a script: a UserError, or the system's refusal, becomes one message on stderr and exit status 2; Ctrl-C status 130."""
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         message = str(error).rsplit("UserError: ", 1)[-1].strip()  # a DataLoader worker wraps it into its traceback
         sys.exit(_complain(f"error: {message}", 2))
     except KeyboardInterrupt:

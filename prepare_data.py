@@ -3,6 +3,7 @@
     python prepare_data.py train.zip train_masks.zip        Kaggle's two files
     python prepare_data.py carvana-image-masking-challenge.zip   its one outer file, or the folder unpacked from it
     python prepare_data.py --images DIR --masks DIR         any two folders
+    python prepare_data.py --demo                           no photographs yet: render some cars into data/demo
     python prepare_data.py --check                          only check what is in place
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+import demo_data
 from pictures import UserError, check_pair, find_pairs, group_of, listed, pair_names, split_groups, user_errors
 
 PARTS = ("val", "test", "train")  # in the order in which split_groups deals them
@@ -30,15 +32,17 @@ def arguments():
     parser.add_argument("--val-fraction", type=share, default=0.1, metavar="F", help="share of the cars to validate on (default 0.1)")
     parser.add_argument("--test-fraction", type=share, default=0.0, metavar="F", help="share of the cars to set aside for a final test (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="another seed deals the cars differently (default 0)")
-    parser.add_argument("--out", default="data", metavar="DIR", help="where the folders go (default data)")
+    parser.add_argument("--out", metavar="DIR", help="where the folders go (default data, of --demo data/demo)")
+    parser.add_argument("--demo", action="store_true", help="render cars instead of reading photographs")
+    parser.add_argument("--cars", type=int, default=28, metavar="N", help="with --demo: how many (default 28)")
+    parser.add_argument("--angles", type=int, default=10, metavar="N", choices=range(1, 17), help="with --demo: photographs of each, 1 to 16 (default 10)")
+    parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"), help="with --demo: pixels (default 320 480)")
     parser.add_argument("--check", action="store_true", help="only check what is in place")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad files out instead of stopping")
     parser.add_argument("--force", action="store_true", help="replace what is in place")
     args = parser.parse_args()
-    if args.check == bool(args.source or args.images or args.masks):
-        parser.error("give the zips, or --images DIR --masks DIR, or --check alone; --help shows examples")
-    if not args.check and (bool(args.source) == bool(args.images or args.masks) or len(args.source) > 2 or bool(args.images) != bool(args.masks)):
-        parser.error("give either one or two zips (or one folder), or both --images DIR and --masks DIR")
+    if sum(map(bool, (args.source, args.images or args.masks, args.demo, args.check))) != 1 or len(args.source) > 2 or bool(args.images) != bool(args.masks):
+        parser.error("give one or two zips (or one folder), or both --images DIR and --masks DIR, or --demo, or --check; --help shows examples")
     if args.val_fraction + args.test_fraction >= 1:
         parser.error("--val-fraction and --test-fraction leave nothing to train on; together they must stay under 1")
     return args
@@ -52,9 +56,11 @@ def share(word):
 
 
 def main(args):
-    out = Path(args.out)
+    out = Path(args.out or ("data/demo" if args.demo else "data"))
     if args.check:
         return check(out)
+    if args.demo:
+        return render(out, args)
     out.mkdir(parents=True, exist_ok=True)
     staging = out / f".preparing-{os.getpid()}"  # beside the folders, so that moving into place is a rename
     try:
@@ -81,6 +87,18 @@ def main(args):
         raise UserError(f"{error}; {out} is as it was") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def render(out, args):
+    if any(visible_sizes(out)):
+        if not args.force:
+            raise UserError(f"{out} is not empty; replace what is in it with --force, or choose another folder with --out")
+        shutil.rmtree(out)
+    val_cars = max(1, round(args.cars * args.val_fraction))
+    if not val_cars < args.cars or min(args.size) < 16 or args.size[0] * args.size[1] > 1280 * 1918:
+        raise UserError("expected --cars of at least 2 and a --size from 16 16 to the area of 1280 1918")
+    demo_data.render_set(out, args.cars, val_cars, args.angles, tuple(args.size), args.seed)
+    print(f"{args.cars - val_cars} cars to train on and {val_cars} to validate on, {args.angles} photographs of each, in {out}")
 
 
 # ---------------------------------------------------------------- where the files come from

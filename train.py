@@ -3,22 +3,45 @@
 from pathlib import Path
 
 import config
-from pictures import UserError, brief, find_pairs, user_errors
+import demo_data
+from pictures import UserError, find_pairs, user_errors
+
+PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data/val_masks/")  # prepare_data.py's own choice
+
+
+def configured():
+    """The configuration of this run, its files checked; where there are no photographs yet, that of the demo."""
+    cfg = config.load(description=__doc__)
+    if folders(cfg) == PREPARED and not any(Path(folder).is_dir() and any(Path(folder).iterdir()) for folder in PREPARED):
+        print("No photographs in data/train_images: training on rendered cars in data/demo instead, with the preset demo.\n"
+              "For Carvana's, download Kaggle's two zips and run: python prepare_data.py train.zip train_masks.zip")
+        cfg = config.load(base="demo")
+    if is_demo(cfg) and not Path(cfg.TRAIN_IMG_DIR).exists():
+        demo_data.render_set(Path(cfg.TRAIN_IMG_DIR).parent)
+    find_pairs(cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR)
+    find_pairs(cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR)
+    if cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
+        raise UserError(f"no checkpoint {cfg.CHECKPOINT_FILE!r} to go on from; leave --load-model away to train anew")
+    return cfg
+
+
+def folders(cfg):
+    return cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR, cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR
+
+
+def is_demo(cfg):
+    return cfg.TRAIN_IMG_DIR == config.PRESETS["demo"]["TRAIN_IMG_DIR"]
+
 
 if __name__ == "__main__":  # wrong words and wrong folders are answered before the seconds that torch takes to import
     with user_errors():
-        cfg = config.load(description=__doc__)
-        find_pairs(cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR)
-        find_pairs(cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR)
-        if cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
-            raise UserError(f"no checkpoint {cfg.CHECKPOINT_FILE!r} to go on from; leave --load-model away to train anew")
+        cfg = configured()
 
 import csv  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
 import time  # noqa: E402
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import nn, optim  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -26,6 +49,7 @@ from tqdm import tqdm  # noqa: E402
 import draw  # noqa: E402
 import utils  # noqa: E402
 from dataset import train_transform, val_transform  # noqa: E402
+from device import amp_dtype, autocast, find_device, peak_memory, plainly, to_device  # noqa: E402
 from model import UNET  # noqa: E402
 
 LOOK_EVERY = 10  # steps between looks at the loss; each look waits for the device
@@ -39,9 +63,9 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0):
     total, recent, started = 0.0, [], None
     with tqdm(total=len(loader.dataset), unit=" images", dynamic_ncols=True, leave=False) as bar:
         for step, (images, masks) in enumerate(loader):
-            images, masks = utils.to_device(images, masks, model)
+            images, masks = to_device(images, masks, model)
 
-            with utils.autocast(model):
+            with autocast(model):
                 logits = model(images)
             loss = loss_fn(logits.float(), masks)  # in float32: half precision rounds small losses away
 
@@ -82,12 +106,12 @@ def duration(seconds):
 
 
 def main(cfg):
-    device = utils.find_device(cfg.DEVICE)
+    device = find_device(cfg.DEVICE)
     torch.manual_seed(cfg.SEED)
     torch.backends.cudnn.benchmark = True
 
     train_loader, val_loader = utils.get_loaders(
-        cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR, cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR, cfg.BATCH_SIZE,
+        *folders(cfg), cfg.BATCH_SIZE,
         train_transform(cfg.ROTATE, cfg.HORIZONTAL_FLIP, cfg.VERTICAL_FLIP, cfg.ROTATE_FILL), val_transform(),
         cfg.NUM_WORKERS, cfg.PIN_MEMORY, size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), channels=cfg.IN_CHANNELS,
         mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED,
@@ -97,11 +121,11 @@ def main(cfg):
     model.config = vars(cfg)
     loss_fn = nn.BCEWithLogitsLoss()
     optimizer = optim.Adam(model.parameters(), lr=cfg.LEARNING_RATE)
-    scaler = torch.amp.GradScaler(device.type, enabled=utils.amp_dtype(device, cfg.PRECISION) == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device, cfg.PRECISION) == torch.float16)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} validation images at "
           f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {parameters / 1e6:.2f} M parameters on {device}, "
-          f"{str(utils.amp_dtype(device, cfg.PRECISION)).removeprefix('torch.')}")
+          f"{str(amp_dtype(device, cfg.PRECISION)).removeprefix('torch.')}")
 
     epoch, best, history = 0, -1.0, []
     if cfg.LOAD_MODEL:
@@ -111,11 +135,11 @@ def main(cfg):
         print(f"{cfg.CHECKPOINT_FILE}: {epoch} of {cfg.NUM_EPOCHS} epochs done")
         scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=True)
         print(f"full-size Dice {scores['full_dice']:.4f}")
-        write_pictures(val_loader, model, scores, cfg)
-    write_batch_picture(train_loader, cfg)
+        draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
+    train_loader.sampler.epoch = epoch
+    draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
 
     epochs_left = cfg.NUM_EPOCHS - epoch  # to announce
-    train_loader.sampler.epoch = epoch
     while epoch < cfg.NUM_EPOCHS:
         started = time.perf_counter()
         loss = train_fn(train_loader, model, optimizer, loss_fn, scaler, epochs_left)
@@ -129,7 +153,7 @@ def main(cfg):
         history.append({
             "epoch": epoch, "train_loss": loss, "val_loss": scores["loss"], "accuracy": scores["accuracy"], "dice": scores["dice"],
             "one_minus_dice": 1 - scores["dice"], "full_dice": scores.get("full_dice"), "learning_rate": cfg.LEARNING_RATE,
-            "seconds": seconds, "images_per_second": len(train_loader.dataset) / seconds, "peak_memory_mb": utils.peak_memory() / 1e6,
+            "seconds": seconds, "images_per_second": len(train_loader.dataset) / seconds, "peak_memory_mb": peak_memory() / 1e6,
         })
         report(history, scores, cfg)
 
@@ -140,9 +164,10 @@ def main(cfg):
         if best > best_so_far:
             utils.save_checkpoint(state, cfg.BEST_CHECKPOINT_FILE)
         utils.save_checkpoint(state, cfg.CHECKPOINT_FILE)
-        write_pictures(val_loader, model, scores, cfg)
+        draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
 
-    print(f"best Dice {max(best, 0):.4f}; now look at {os.path.join(cfg.SAVED_IMAGES_DIR, 'overview.png')}")
+    overview = os.path.join(cfg.SAVED_IMAGES_DIR, "overview.png")
+    print(f"best Dice {max(best, 0):.4f}{' on the demo, rendered cars' if is_demo(cfg) else ''}; now look at {overview}")
 
 
 def compare_with_checkpoint(cfg, old):
@@ -172,47 +197,6 @@ def report(history, scores, cfg):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(history)
-
-
-def write_batch_picture(loader, cfg):
-    """batch.png: what the network will see of the first training batch, with the outlines of its masks."""
-    dataset, epoch = loader.dataset, loader.sampler.epoch
-    pictures = []
-    for index in loader.sampler.order(epoch)[:min(16, cfg.BATCH_SIZE)]:
-        image, mask = dataset[epoch, index]
-        image = np.ascontiguousarray(np.broadcast_to(image.permute(1, 2, 0).numpy(), (*mask.shape, 3)))
-        pictures.append(draw.overlay(image, mask.numpy() >= 0.5))
-    rows = [("", pictures[i:i + 4]) for i in range(0, len(pictures), 4)]
-    draw.save(draw.sheet(rows), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
-
-
-def write_pictures(loader, model, scores, cfg):
-    """pred_{idx}.png, {idx}.png, and overview.png with the worst, the median and the best images of a loader."""
-    utils.save_predictions_as_imgs(loader, model, cfg.SAVED_IMAGES_DIR, utils.device_of(model), cfg.SAVE_IMAGES_MAX)
-    dices = [row["dice"] for row in scores["images"]]
-    ranks = {"worst": range(3), "median": range(len(dices) // 2 - 1, len(dices) // 2 + 2), "best": range(len(dices) - 3, len(dices))}
-    order, shown, rows = np.argsort(dices, kind="stable"), set(), []
-    for word, places in ranks.items():
-        for index in [order[place] for place in places if 0 <= place < len(order) and order[place] not in shown]:
-            shown.add(index)
-            rows.append((f"{word}: {loader.dataset.pairs[index][0].name}   Dice {dices[index]:.4f}",
-                         utils.compare(loader.dataset, index, model)))
-    draw.save(draw.sheet(rows, ("photograph", "truth", "prediction", "difference"), "orange: wrongly taken as car   blue: missed"),
-              os.path.join(cfg.SAVED_IMAGES_DIR, "overview.png"))
-
-
-MISHAPS = {  # what torch says -> what it means here
-    "out of memory": "the GPU's memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
-    "allocate memory": "the memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
-    "exited unexpectedly": "a process that reads the images was ended from outside, usually for want of memory; lower NUM_WORKERS or BATCH_SIZE",
-    "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than one image, or enlarge the images",
-}
-
-
-def plainly(error):
-    """An error of torch's -> the UserError that says what to change, or the error itself where it is none of MISHAPS."""
-    advice = next((advice for said, advice in MISHAPS.items() if said in str(error)), None)
-    return UserError(f"{advice} ({brief(error)})") if advice else error
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Loaders, checkpoints, scores and prediction images: what the scripts share."""
 
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,87 +10,14 @@ import torchvision
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-import draw
 import metrics
 from dataset import CarvanaDataset, EpochSampler, one_thread
+from device import autocast, config_of, find_device, to_device
 from model import UNET
-from pictures import UserError, brief, picture_size, read_image, read_mask
+from pictures import UserError, brief, read_mask
 
 # What decides which network it is and what it is fed; the rest of the configuration may change between runs.
 NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD", "FEATURES")
-LINEAGE_INPUT = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "MEAN": [0.0], "STD": [1.0], "THRESHOLD": 0.5,
-                 "MASK_RESIZE": "area", "PRECISION": "auto"}  # of a model that carries no configuration
-
-
-# ---------------------------------------------------------------- the device
-
-def find_device(name="auto"):
-    """"auto" -> the first there is of cuda, mps and cpu; another name -> that device, or UserError where it is missing."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, found in there.items() if found)
-    if not there[name]:
-        raise UserError(f"DEVICE is {name!r}, but torch {torch.__version__} finds none here; "
-                        f"use --device auto (it would take {find_device('auto')})")
-    return torch.device(name)
-
-
-def amp_dtype(device, precision="auto"):
-    """The dtype that convolutions are computed in on a device.
-
-    auto: bfloat16 where the hardware has it (Ampere and later, CPUs with avx512_bf16 or amx), else
-    float16 on CUDA, else float32. torch.cuda.is_bf16_supported() also counts emulation, hence the capability."""
-    if precision != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("amx_tile"):
-            return torch.bfloat16
-    return torch.float32
-
-
-def config_of(model):
-    """The constants a model was made with; the lineage's for a model that carries none."""
-    model = getattr(model, "_orig_mod", getattr(model, "module", model))
-    return LINEAGE_INPUT | getattr(model, "config", {})
-
-
-def device_of(model):
-    return next(model.parameters()).device
-
-
-def autocast(model):
-    """The context in which a model is run: mixed precision as amp_dtype says."""
-    device = device_of(model)
-    dtype = amp_dtype(device, config_of(model)["PRECISION"])
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-
-def to_device(images, masks, model):
-    """A batch of a loader -> float32 images (B, C, H, W) and masks (B, 1, H, W) on the model's device.
-
-    uint8 levels become (level / 255 - MEAN) / STD here; floats were normalised by a pipeline and pass."""
-    device, config = device_of(model), config_of(model)
-    images = images.to(device, non_blocking=True)
-    masks = masks.to(device, non_blocking=True).float()
-    if images.dtype == torch.uint8:
-        mean, std = (torch.tensor(config[name], device=device).view(1, -1, 1, 1) for name in ("MEAN", "STD"))
-        images = (images.float() / 255 - mean) / std
-    masks = masks.unsqueeze(1) if masks.dim() == 3 else masks
-    return images.contiguous(memory_format=torch.channels_last), masks
-
-
-def peak_memory():
-    """Bytes that this process (on CUDA: its tensors on the GPU) held at most; 0 where the system does not tell."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # ---------------------------------------------------------------- data
@@ -328,21 +254,3 @@ def save_predictions_as_imgs(loader, model, folder="saved_images/", device="cuda
         torchvision.utils.save_image(predicted.float(), Path(folder) / f"pred_{idx}.png")
         torchvision.utils.save_image(masks, Path(folder) / f"{idx}.png")
     model.train(was_training)
-
-
-@torch.no_grad()
-def compare(dataset, index, model, height=240):
-    """Photograph, truth, prediction and their difference of one item, as pictures `height` pixels high."""
-    image_path, mask_path = dataset.pairs[index]
-    rows, columns = picture_size(image_path)
-    size = (height, max(1, round(height * columns / rows)))
-    photograph, truth = read_image(image_path, size), read_mask(mask_path, size) > 127
-    was_training = model.training
-    model.eval()
-    image, mask = dataset[index]
-    with autocast(model):
-        logits = model(to_device(image[None], mask[None], model)[0])
-    model.train(was_training)
-    probability = torch.sigmoid(F.interpolate(logits.float(), size=size, mode="bilinear"))[0, 0]
-    predicted = (probability > config_of(model)["THRESHOLD"]).cpu().numpy()
-    return [photograph, draw.as_picture(truth), draw.as_picture(predicted), draw.difference(photograph, truth, predicted)]

@@ -7,22 +7,17 @@ os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from PIL import Image  # noqa: E402
 
+import demo_data  # noqa: E402
+
 
 def scene(seed, height=48, width=72):
-    """A photograph (H, W, 3) uint8 of an ellipse on a gradient, and its mask (H, W) bool."""
-    draw = np.random.default_rng(seed)
-    mask = np.zeros((height, width), np.uint8)
-    centre = (int(width * draw.uniform(0.4, 0.6)), int(height * draw.uniform(0.4, 0.6)))
-    axes = (int(width * draw.uniform(0.2, 0.35)), int(height * draw.uniform(0.2, 0.35)))
-    cv2.ellipse(mask, centre, axes, float(draw.uniform(0, 180)), 0, 360, 1, -1)
-    image = np.linspace(150, 220, height)[:, None, None] + np.zeros((height, width, 3))
-    image[mask == 1] = draw.uniform(0, 110, 3)
-    return np.clip(image + draw.normal(0, 6, image.shape), 0, 255).astype(np.uint8), mask == 1
+    """A rendered photograph (H, W, 3) uint8 of a car, and its mask (H, W) bool."""
+    rng = np.random.default_rng(seed)
+    return demo_data.render(demo_data.new_car(rng), demo_data.new_studio(rng), seed % demo_data.ANGLES, (height, width), rng)
 
 
 def write_mask(path, mask):

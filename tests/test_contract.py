@@ -6,6 +6,7 @@ import torch
 from albumentations.pytorch import ToTensorV2
 from torch.nn import functional as F
 
+import device
 import utils
 from dataset import CarvanaDataset
 from model import UNET
@@ -138,4 +139,4 @@ def test_load_model_reads_the_network_off_the_tensors(tmp_path, prefix):
     for name in ("a", "bare"):
         loaded = utils.load_model(tmp_path / f"{name}.pth.tar", "cpu")
         torch.testing.assert_close(loaded(x), model(x))
-        assert loaded.config["FEATURES"] == [4, 6, 8] and utils.config_of(loaded)["THRESHOLD"] == 0.5
+        assert loaded.config["FEATURES"] == [4, 6, 8] and device.config_of(loaded)["THRESHOLD"] == 0.5

@@ -8,6 +8,7 @@ from conftest import scene, write_mask
 from PIL import Image
 
 import config
+import device
 import train
 import utils
 from dataset import CarvanaDataset, train_transform, val_transform
@@ -111,7 +112,7 @@ def test_predicting_nothing_is_warned_about(settings, capsys):
 def test_other_constants_train_and_evaluate_alike(settings, data, changes):
     train.main(settings(NUM_EPOCHS=1, **changes))
     model = utils.load_model(data / "my_checkpoint.pth.tar", "cpu")
-    cfg = utils.config_of(model)
+    cfg = device.config_of(model)
     dataset = CarvanaDataset(*folders(data)[2:], val_transform(), size=(cfg["IMAGE_HEIGHT"], cfg["IMAGE_WIDTH"]),
                              channels=cfg["IN_CHANNELS"], mask_resize=cfg["MASK_RESIZE"])
     scores = utils.check_accuracy(utils.make_loader(dataset, 4), model, "cpu")
@@ -259,10 +260,10 @@ def test_presets_and_precedence():
     (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "lower NUM_WORKERS"),
 ])
 def test_mishaps_name_the_constants_to_change(error, said):
-    explained = train.plainly(error)
+    explained = device.plainly(error)
     assert isinstance(explained, UserError) and said in str(explained) and str(error) in str(explained)
     bug = RuntimeError("something else")
-    assert train.plainly(bug) is bug
+    assert device.plainly(bug) is bug
 
 
 def test_a_loss_that_is_not_finite_names_the_files_and_keeps_the_checkpoint(settings, data):

@@ -1,0 +1,91 @@
+"""Where a model runs, in what precision, and what its input is there."""
+
+import sys
+
+import torch
+
+from pictures import UserError, brief
+
+LINEAGE_INPUT = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "MEAN": [0.0], "STD": [1.0], "THRESHOLD": 0.5,
+                 "MASK_RESIZE": "area", "PRECISION": "auto"}  # of a model that carries no configuration
+MISHAPS = {  # what torch says -> what it means here
+    "out of memory": "the GPU's memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    "allocate memory": "the memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    "exited unexpectedly": "a process that reads the images was ended from outside, usually for want of memory; lower NUM_WORKERS or BATCH_SIZE",
+    "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than one image, or enlarge the images",
+}
+
+
+def find_device(name="auto"):
+    """"auto" -> the first there is of cuda, mps and cpu; another name -> that device, or UserError where it is missing."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, found in there.items() if found)
+    if not there[name]:
+        raise UserError(f"DEVICE is {name!r}, but torch {torch.__version__} finds none here; "
+                        f"use --device auto (it would take {find_device('auto')})")
+    return torch.device(name)
+
+
+def amp_dtype(device, precision="auto"):
+    """The dtype that convolutions are computed in on a device.
+
+    auto: bfloat16 where the hardware has it (Ampere and later, CPUs with avx512_bf16 or amx), else
+    float16 on CUDA, else float32. torch.cuda.is_bf16_supported() also counts emulation, hence the capability."""
+    if precision != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "cpu":
+        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("amx_tile"):
+            return torch.bfloat16
+    return torch.float32
+
+
+def config_of(model):
+    """The constants a model was made with; the lineage's for a model that carries none."""
+    model = getattr(model, "_orig_mod", getattr(model, "module", model))
+    return LINEAGE_INPUT | getattr(model, "config", {})
+
+
+def device_of(model):
+    return next(model.parameters()).device
+
+
+def autocast(model):
+    """The context in which a model is run: mixed precision as amp_dtype says."""
+    device = device_of(model)
+    dtype = amp_dtype(device, config_of(model)["PRECISION"])
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def to_device(images, masks, model):
+    """A batch of a loader -> float32 images (B, C, H, W) and masks (B, 1, H, W) on the model's device.
+
+    uint8 levels become (level / 255 - MEAN) / STD here; floats were normalised by a pipeline and pass."""
+    device, config = device_of(model), config_of(model)
+    images = images.to(device, non_blocking=True)
+    masks = masks.to(device, non_blocking=True).float()
+    if images.dtype == torch.uint8:
+        mean, std = (torch.tensor(config[name], device=device).view(1, -1, 1, 1) for name in ("MEAN", "STD"))
+        images = (images.float() / 255 - mean) / std
+    masks = masks.unsqueeze(1) if masks.dim() == 3 else masks
+    return images.contiguous(memory_format=torch.channels_last), masks
+
+
+def peak_memory():
+    """Bytes that this process (on CUDA: its tensors on the GPU) held at most; 0 where the system does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def plainly(error):
+    """An error of torch's -> the UserError that says what to change, or the error itself where it is none of MISHAPS."""
+    advice = next((advice for said, advice in MISHAPS.items() if said in str(error)), None)
+    return UserError(f"{advice} ({brief(error)})") if advice else error
