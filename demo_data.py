@@ -7,7 +7,6 @@ forward, y to the car's left, z up; the car stands on z = 0 around the origin.
 
 import hashlib
 import multiprocessing
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -26,17 +25,17 @@ OVERSAMPLING = 2  # everything is painted at twice the size and averaged
 # foot of the rear window, its top, top of the windscreen, its foot; then belt line over height, ground clearance.
 BODIES = {
     "saloon": ((4.4, 5.0), (1.75, 1.9), (1.40, 1.50), (0.13, 0.27, 0.52, 0.70), 0.62, 0.16),
-    "hatchback": ((3.6, 4.4), (1.65, 1.8), (1.45, 1.58), (0.01, 0.10, 0.54, 0.76), 0.60, 0.16),
-    "estate": ((4.4, 4.9), (1.75, 1.9), (1.45, 1.55), (0.01, 0.08, 0.52, 0.71), 0.61, 0.16),
-    "suv": ((4.3, 5.1), (1.80, 2.05), (1.65, 1.90), (0.01, 0.07, 0.54, 0.72), 0.60, 0.24),
+    "hatchback": ((3.6, 4.4), (1.65, 1.8), (1.45, 1.58), (0.02, 0.10, 0.54, 0.76), 0.60, 0.16),
+    "estate": ((4.4, 4.9), (1.75, 1.9), (1.45, 1.55), (0.02, 0.08, 0.52, 0.71), 0.61, 0.16),
+    "suv": ((4.3, 5.1), (1.80, 2.05), (1.65, 1.90), (0.02, 0.07, 0.54, 0.72), 0.60, 0.24),
     "pickup": ((5.2, 5.9), (1.85, 2.05), (1.75, 1.95), (0.39, 0.42, 0.58, 0.71), 0.60, 0.28),
-    "van": ((4.7, 5.3), (1.90, 2.05), (1.75, 2.00), (0.01, 0.04, 0.66, 0.84), 0.55, 0.18),
+    "van": ((4.7, 5.3), (1.90, 2.05), (1.75, 2.00), (0.02, 0.04, 0.66, 0.84), 0.55, 0.18),
     "coupe": ((4.1, 4.7), (1.75, 1.9), (1.25, 1.38), (0.07, 0.28, 0.49, 0.67), 0.64, 0.13),
 }
 BODY_SHARES = (0.28, 0.16, 0.06, 0.26, 0.09, 0.07, 0.08)
 PAINTS = (  # RGB, share: streets are white, black and grey
-    ((236, 236, 234), 0.22), ((20, 21, 23), 0.18), ((66, 69, 73), 0.13), ((168, 171, 174), 0.17), ((120, 22, 26), 0.09),
-    ((28, 48, 98), 0.09), ((104, 96, 80), 0.04), ((38, 62, 48), 0.02), ((196, 120, 30), 0.02), ((70, 130, 176), 0.04),
+    ((240, 240, 238), 0.27), ((20, 21, 23), 0.17), ((66, 69, 73), 0.12), ((168, 171, 174), 0.17), ((120, 22, 26), 0.09),
+    ((28, 48, 98), 0.06), ((104, 96, 80), 0.04), ((38, 62, 48), 0.02), ((196, 120, 30), 0.02), ((70, 130, 176), 0.04),
 )
 GLASS, TYRE, DARK = (38, 44, 48), (27, 27, 28), (14, 14, 15)
 
@@ -49,16 +48,24 @@ def new_car(rng):
     length, width, height, along, belt, clearance = BODIES[body]
     colours, shares = zip(*PAINTS)
     paint = np.array(colours[rng.choice(len(PAINTS), p=np.array(shares) / sum(shares))], float)
+    tall = body in ("suv", "pickup")
     return {
         "body": body, "length": rng.uniform(*length), "width": rng.uniform(*width), "height": rng.uniform(*height),
-        "along": np.array(along) + rng.uniform(-0.02, 0.02, 4) * (np.array(along) > 0.02), "belt": belt + rng.uniform(-0.025, 0.025),
-        "clearance": clearance + rng.uniform(-0.03, 0.04), "paint": np.clip(paint * rng.uniform(0.85, 1.12) + rng.uniform(-10, 10, 3), 3, 250),
-        "gloss": rng.uniform(0.15, 0.9), "roof": rng.choice(["paint", "paint", "paint", "dark"]), "bumper": rng.choice(["paint", "paint", "dark"]),
-        "wheel": rng.uniform(0.30, 0.36) + (0.05 if body in ("suv", "pickup") else 0), "spokes": int(rng.integers(5, 11)),
-        "rim": rng.choice([60.0, 130.0, 175.0, 205.0]), "antenna": rng.choice([0.0, 0.0, 0.0, 0.08, 0.08, 0.2, 0.5]), "rails": body in ("suv", "estate") and rng.random() < 0.6,
-        "step": body in ("suv", "pickup") and rng.random() < 0.4, "spoiler": body in ("hatchback", "suv", "coupe") and rng.random() < 0.4,
-        "nose": rng.uniform(4.5, 8), "tail": rng.uniform(6, 10), "tumble": rng.uniform(0.25, 0.38), "crown": rng.uniform(0.02, 0.06),
-        "axles": np.array([-0.29, 0.31]) + rng.uniform(-0.02, 0.02, 2), "plate": rng.random() < 0.7, "doors": [(-0.14, 0.04, 0.2), (-0.02, 0.2)][rng.integers(2)], "tint": rng.uniform(0.4, 2.8),
+        "along": np.array(along) + rng.uniform(-0.02, 0.02, 4) * (np.array(along) > 0.02),
+        "belt": belt + rng.uniform(-0.025, 0.025), "clearance": clearance + rng.uniform(-0.03, 0.04),
+        # roundness of both ends seen from above (an exponent), lean of the windows inwards, bulge of roof and bonnet in metres
+        "nose": rng.uniform(4.5, 8), "tail": rng.uniform(6, 10) * (2 if along[0] < 0.05 else 1), "tumble": rng.uniform(0.25, 0.38), "crown": rng.uniform(0.02, 0.06),
+        # what light does to it
+        "paint": np.clip(paint * rng.uniform(0.85, 1.12) + rng.uniform(-10, 10, 3), 3, 250), "gloss": rng.uniform(0.15, 0.9),
+        "roof": rng.choice(["paint", "paint", "paint", "dark"]), "bumper": rng.choice(["paint", "paint", "dark"]),
+        "tint": rng.uniform(0.4, 4.2),
+        # wheels: radius in metres, grey of the rims, places over the length, 0 being the middle
+        "wheel": rng.uniform(0.30, 0.36) + 0.05 * tall, "rim": rng.choice([60.0, 130.0, 175.0, 205.0]), "spokes": int(rng.integers(5, 11)),
+        "axles": np.array([-0.29, 0.31]) + rng.uniform(-0.02, 0.02, 2),
+        # what is on it; the antenna's length in metres
+        "antenna": rng.choice([0.0, 0.0, 0.0, 0.08, 0.08, 0.2, 0.5]), "rails": body in ("suv", "estate") and rng.random() < 0.6,
+        "step": tall and rng.random() < 0.4, "spoiler": body in ("hatchback", "suv", "coupe") and rng.random() < 0.4,
+        "plate": rng.random() < 0.7, "doors": [(-0.14, 0.04, 0.2), (-0.02, 0.2)][rng.integers(2)],
     }
 
 
@@ -80,15 +87,12 @@ def body_shell(car):
     length, height, belt = car["length"], car["height"], car["belt"] * car["height"]
     u = (1 - np.cos(np.linspace(0, np.pi, 45))) / 2  # denser towards the ends
     foot_rear, _, _, foot_front = car["along"]
-    deck = belt - (0.30 if car["body"] == "pickup" else 0.02)
-    top = smooth(u, [(-1, 0.80 * deck), (0.0, 0.84 * deck), (0.03, 0.98 * deck), (max(foot_rear, 0.04), belt), (foot_front, belt),
-                     (foot_front + 0.01, belt), (0.93, 0.86 * belt), (0.99, 0.70 * belt), (1, 0.62 * belt), (2, 0.62 * belt)], 0.025)
-    if car["body"] == "pickup":
-        top = np.where(u < foot_rear, belt, top)  # the bed's sides
+    tail = (0.84 if foot_rear > 0.05 else 0.99) * belt  # a boot falls off, a tailgate does not
+    top = smooth(u, [(-1, tail), (0.0, tail), (0.03, 0.98 * belt), (max(foot_rear, 0.04), belt),
+                     (foot_front, belt), (0.93, 0.86 * belt), (0.99, 0.70 * belt), (1, 0.62 * belt), (2, 0.62 * belt)], 0.025)
     end = np.where(u > 0.5, car["nose"], car["tail"])
     half = car["width"] / 2 * (1 - np.abs(2 * u - 1) ** end) ** (1 / np.where(u > 0.5, 2.6, 3.0))
-    bottom = car["clearance"] + 0.16 * np.abs(2 * u - 1) ** 7
-    bottom = np.minimum(bottom, top - 0.05)
+    bottom = np.minimum(car["clearance"] + 0.16 * np.abs(2 * u - 1) ** 7, top - 0.05)
     across = np.array([0, 0.55, 0.9, 0.965, 0.99, 1.0, 1.0, 0.985, 0.95, 0.88, 0.7, 0.35, 0])  # half-width, from the sill up and inwards
     up = np.array([0, 0, 0.0, 0.06, 0.2, 0.4, 0.6, 0.8, 0.93, 0.985, 1.0, 1.0, 1.0])
     y = half[:, None] * across
@@ -98,7 +102,8 @@ def body_shell(car):
     side = np.stack([x, y, z], axis=2)
     quads = loft(side)
     centre = quads.mean(axis=1)
-    where, out, high = centre[:, 0] / length + 0.5, np.abs(centre[:, 1]) / (car["width"] / 2), (centre[:, 2] - car["clearance"]) / (belt - car["clearance"])
+    where, out = centre[:, 0] / length + 0.5, np.abs(centre[:, 1]) / (car["width"] / 2)
+    high = (centre[:, 2] - car["clearance"]) / (belt - car["clearance"])
     colours = np.tile(car["paint"], (len(quads), 1))
     shine = np.full(len(quads), car["gloss"])
     def put(which, colour, gloss):
@@ -119,16 +124,18 @@ def cabin_shell(car):
     length, height, belt = car["length"], car["height"], car["belt"] * car["height"]
     foot_rear, top_rear, top_front, foot_front = car["along"]
     u = np.unique(np.concatenate([np.linspace(foot_rear, foot_front, 30), [top_rear, top_front]]))
-    top = smooth(u, [(foot_rear - 1, belt - 0.03), (foot_rear, belt - 0.03), (top_rear, height - 0.03), ((top_rear + top_front) / 2, height),
-                     (top_front, height - 0.02), (foot_front, belt - 0.03), (2, belt - 0.03)], 0.02)
-    plan = (1 - np.abs(2 * u - 1) ** 8) ** (1 / 3)
+    foot = belt - 0.08  # inside the body
+    top = smooth(u, [(foot_rear - 1, foot), (foot_rear, foot), (top_rear, height - 0.03), ((top_rear + top_front) / 2, height),
+                     (top_front, height - 0.02), (foot_front, foot), (2, foot)], 0.02)
+    top[[0, -1]] = foot  # closed at both ends
+    plan = (1 - np.abs(2 * u - 1) ** 16) ** (1 / 3)
     base = car["width"] / 2 * 0.965 * plan
-    rise = np.maximum(top - belt + 0.03, 0)
+    rise = top - foot
     y_roof = base - car["tumble"] * rise
     across = np.array([[1, 0], [0.92, 0.08], [0.12, 0.88], [0.03, 0.97], [0, 0.93], [0, 0.6], [0, 0.3], [0, 0]])  # of base, of roof
     up = np.array([0, 0.1, 0.84, 0.95, 0.99, 1, 1, 1.0])
     y = base[:, None] * across[:, 0] + y_roof[:, None] * across[:, 1]
-    z = (belt - 0.03) + rise[:, None] * up
+    z = foot + rise[:, None] * up
     z[:, -3:] += car["crown"] * np.array([0.4, 0.8, 1]) * np.minimum(rise / 0.3, 1)[:, None]
     side = np.stack([np.repeat(((u - 0.5) * length)[:, None], len(up), 1), y, z], axis=2)
     quads = loft(side)
@@ -169,19 +176,26 @@ def new_studio(rng):
     level = rng.uniform(200, 250)
     tint = rng.normal(0, 3, 3)
     return {
+        # the camera: metres, degrees
         "distance": rng.uniform(5.2, 8.0), "height": rng.uniform(1.15, 2.1), "aim": rng.uniform(0.45, 0.9), "zoom": rng.uniform(0.86, 1.35),
         "shift": rng.uniform(-0.05, 0.05), "turn": rng.uniform(-8, 8), "roll": rng.normal(0, 0.006),
+        # wall and floor, the line between them, and how evenly they are lit
         "wall": level + tint + rng.normal(0, 1.5, 3), "floor": level * rng.uniform(0.70, 0.98) + tint + rng.normal(0, 3, 3),
         "horizon": rng.uniform(0.33, 0.47), "bend": rng.uniform(-0.03, 0.10), "lean": rng.uniform(-0.05, 0.05), "edge": 10 ** rng.uniform(-2.6, -1.3),
-        "uneven": rng.uniform(0.0, 0.05), "vignette": rng.uniform(0.0, 0.25), "falloff": rng.uniform(-0.25, 0.12), "gain": rng.uniform(0.86, 1.12),
+        "uneven": rng.uniform(0.0, 0.05), "vignette": rng.uniform(0.0, 0.25), "falloff": rng.uniform(-0.25, 0.12),
+        # what stands out on them: rings of the turntable (metres, darkness), a kerb in front, letters on the wall
         "rings": [(rng.uniform(2.4, 3.4), rng.uniform(0.03, 0.35)) for _ in range(rng.integers(0, 4))],
         "kerb": rng.choice([1.0, 1.0, 1.0, rng.uniform(0.9, 0.97)]), "kerb_grey": rng.choice([30.0, 90.0, 160.0, 235.0]),
-        "word": "".join(rng.choice(list("AABCDEFGHIKLMNNOPRSTUVVWXYZ"), rng.integers(4, 9))), "sign": rng.random() < 0.9,
-        "sign_grey": rng.uniform(50, 190), "sign_width": rng.uniform(0.55, 1.05), "sign_x": rng.uniform(-0.05, 0.3), "sign_bold": rng.uniform(0, 0.07),
-        "sign_opacity": rng.uniform(0.6, 1.0), "sign_lift": rng.choice([0.0, 0.0, rng.uniform(0, 0.1)]),
-        "shadow": rng.uniform(0.3, 0.9), "spread": rng.uniform(0.01, 0.05), "reflection": max(0.0, rng.uniform(-0.1, 0.3)), "light": rng.normal(0, 0.5, 2),
-        "room": np.array([0.25, 0.40, 0.70, 0.95, 0.75, 1.0]) * rng.uniform(0.6, 1.2, 6), "sun": rng.uniform(0.15, 0.5), "side": rng.normal(0, 0.12, 2),
-        "noise": rng.uniform(0.3, 3.0), "softness": rng.uniform(0.2, 0.7), "quality": int(rng.integers(82, 96)),
+        "sign": rng.random() < 0.9, "word": "".join(rng.choice(list("AABCDEFGHIKLMNNOPRSTUVVWXYZ"), rng.integers(4, 9))),
+        "sign_grey": rng.uniform(50, 190), "sign_slope": rng.normal(0, 40, 2), "sign_opacity": rng.uniform(0.6, 1.0),
+        "sign_width": rng.uniform(0.55, 1.05), "sign_x": rng.uniform(-0.05, 0.3), "sign_lift": rng.choice([0.0, 0.0, rng.uniform(0, 0.1)]),
+        "sign_bold": rng.uniform(0, 0.07, 2), "sign_gap": rng.uniform(0.02, 0.5),
+        # light: under the car and around it, mirrored by the floor, mirrored by the paint (by height), from above, from the side
+        "shadow": rng.uniform(0.3, 0.9), "spread": rng.uniform(0.01, 0.05), "light": rng.normal(0, 0.5, 2),
+        "reflection": max(0.0, rng.uniform(-0.1, 0.3)), "room": np.array([0.25, 0.40, 0.70, 0.95, 0.75, 1.0]) * rng.uniform(0.6, 1.2, 6),
+        "sun": rng.uniform(0.05, 0.5), "side": rng.normal(0, 0.12, 2),
+        # the picture: exposure, noise in levels, blur, JPEG quality
+        "gain": rng.uniform(0.86, 1.12), "noise": rng.uniform(0.3, 3.0), "softness": rng.uniform(0.2, 0.7), "quality": int(rng.integers(82, 96)),
     }
 
 
@@ -245,7 +259,8 @@ def paint_wheel(canvas, cam, car, x, side, near):
         fill(canvas, project(cam, disc(centre, radius * 0.97)), np.add(TYRE, 10))
         fill(canvas, project(cam, disc(centre, radius * 0.70)), [car["rim"]] * 3)
         for turn in np.arange(car["spokes"]) * 2 * np.pi / car["spokes"] + x:
-            gap = np.array([[np.cos(turn + d) * r, 0, np.sin(turn + d) * r] for d, r in ((-0.06, 0.2), (0.06, 0.2), (1.1 / car["spokes"], 0.62), (-1.1 / car["spokes"], 0.62))])
+            wide = 1.1 / car["spokes"]
+            gap = np.array([[np.cos(turn + d) * r, 0, np.sin(turn + d) * r] for d, r in ((-0.06, 0.2), (0.06, 0.2), (wide, 0.62), (-wide, 0.62))])
             fill(canvas, project(cam, centre + gap * radius), [car["rim"] * 0.25] * 3)
 
 
@@ -255,7 +270,7 @@ def paint_car(car, studio, cam, size, flip=1):
     cam = cam | {"turn": cam["turn"] * [1, 1, flip]}
     length, width, height, belt = car["length"], car["width"], car["height"], car["belt"] * car["height"]
     eye = cam["turn"].T @ cam["eye"]  # as the car sees it
-    sides = {side: eye[1] * side > width / 2 + 0.8 for side in (-1, 1)}  # at a grazing look the body hides its wheels
+    sides = {side: eye[1] * side > width / 2 + 0.4 for side in (-1, 1)}  # at a grazing look the body hides its wheels
     axles = car["axles"] * length
     mirror = np.array([(car["along"][3] - 0.5) * length - 0.18, 0, belt + 0.08])
     scale = max(1, round(size[1] / 700))
@@ -300,6 +315,22 @@ def paint_car(car, studio, cam, size, flip=1):
 
 # ---------------------------------------------------------------- the studio
 
+def sign(studio):
+    """The letters on the wall -> float32 (h, w, 2): opacity in [0, 1] and grey level, for a picture 1000 pixels wide."""
+    font = ImageFont.load_default(150)
+    strokes = [round(150 * studio["sign_bold"][i * 2 // len(studio["word"])]) for i in range(len(studio["word"]))]
+    boxes = [font.getbbox(letter, stroke_width=stroke, anchor="ls") for letter, stroke in zip(studio["word"], strokes)]
+    gap = 150 * studio["sign_gap"]
+    starts = np.cumsum([20] + [box[2] - box[0] + gap for box in boxes])
+    page = Image.new("L", (int(starts[-1]) + 20, 200))
+    for letter, stroke, start, box in zip(studio["word"], strokes, starts, boxes):
+        ImageDraw.Draw(page).text((start - box[0], 180), letter, 255, font, stroke_width=stroke, anchor="ls")
+    wide = max(1, int(1000 * studio["sign_width"]))
+    opacity = np.asarray(page.resize((wide, max(1, wide * page.height // page.width)), Image.Resampling.HAMMING)).astype(np.float32) / 255
+    y, x = np.mgrid[0:opacity.shape[0], 0:opacity.shape[1]].astype(np.float32) / np.array(opacity.shape, np.float32)[:, None, None]
+    return np.dstack([opacity, studio["sign_grey"] + studio["sign_slope"][0] * (y - 0.5) + studio["sign_slope"][1] * (x - 0.5)])
+
+
 def paint_studio(studio, cam, car, size, rng):
     """Wall, sign, floor, turntable, shadow -> float32 (H, W, 3)."""
     height, width = size
@@ -314,17 +345,15 @@ def paint_studio(studio, cam, car, size, rng):
     floor = cv2.resize(floor, (width, height))[..., None]
 
     if studio["sign"]:
-        font = ImageFont.load_default(200)
-        bold = round(200 * studio["sign_bold"])
-        left, top, right, bottom = font.getbbox(studio["word"], stroke_width=bold)
-        sign = Image.new("L", (int(right - left), int(bottom - top)))
-        ImageDraw.Draw(sign).text((-left, -top), studio["word"], 255, font, stroke_width=bold)
-        sign = sign.resize((int(width * studio["sign_width"]), max(1, int(width * studio["sign_width"] * sign.height / sign.width))), Image.Resampling.HAMMING)
-        page = Image.new("L", (width, height))
-        page.paste(sign, (int(width * studio["sign_x"] - 0.02 * width), int(height * (studio["horizon"] + 0.01 - studio["sign_lift"])) - sign.height))
-        letters = cv2.GaussianBlur(np.asarray(page), (0, 0), 0.3 + width / 1500).astype(np.float32)[..., None] / 255 * studio["sign_opacity"]
-        letters *= 1 - floor
-        scene = scene * (1 - letters) + studio["sign_grey"] * letters
+        letters = cv2.resize(sign(studio), None, fx=width / 1000, fy=width / 1000, interpolation=cv2.INTER_AREA)
+        left, foot = int(width * studio["sign_x"]), int(height * (studio["horizon"] + 0.01 - studio["sign_lift"]))
+        page = np.zeros((height, width, 2), np.float32)  # opacity, grey
+        shown = page[max(0, foot - len(letters)):max(0, foot), max(0, left):left + letters.shape[1]]
+        if shown.size:
+            shown[:] = letters[-len(shown):, max(0, -left):][:, :shown.shape[1]]
+        opacity, grey = np.split(page, 2, axis=2)
+        opacity = opacity * studio["sign_opacity"] * (1 - floor)
+        scene = scene * (1 - opacity) + grey * opacity
     for radius, shade in studio["rings"]:
         turn = np.linspace(0, 2 * np.pi, 90)
         circle = project(cam, np.stack([np.cos(turn) * radius, np.sin(turn) * radius, 0 * turn], axis=1), turned=False) / OVERSAMPLING
@@ -337,7 +366,9 @@ def paint_studio(studio, cam, car, size, rng):
 
     dark = np.zeros(small, np.float32)
     length, broad = car["length"] * 0.47, car["width"] * 0.46
-    corners = np.array([[i * length, j * broad, 0] for i, j in ((-0.96, -0.85), (-1, 0), (-0.96, 0.85), (-0.8, 1), (0.8, 1), (0.96, 0.85), (1, 0), (0.96, -0.85), (0.8, -1), (-0.8, -1))])
+    quarter = [(1, 0), (0.96, 0.85), (0.8, 1)]
+    corners = [(i, j) for i, j in quarter] + [(-i, j) for i, j in quarter[::-1]] + [(-i, -j) for i, j in quarter] + [(i, -j) for i, j in quarter[::-1]]
+    corners = np.array([[i * length, j * broad, 0] for i, j in corners])
     for grow, depth, blur in ((1.0, studio["shadow"], studio["spread"] * 0.5), (1.12, 0.4 * studio["shadow"], studio["spread"] * 2.5)):
         footprint = project(cam, corners * grow + [*(studio["light"] * (grow - 1) * 3), 0]) * np.array(small[::-1]) / np.array(size[::-1]) / OVERSAMPLING
         layer = cv2.fillPoly(np.zeros(small, np.float32), [np.round(footprint * 8).astype(np.int32)], 1.0, cv2.LINE_8, 3)
@@ -371,7 +402,8 @@ def render_set(out, cars=28, val_cars=4, angles=10, size=(320, 480), seed=0):
     The last val_cars cars are for validation. The same files for a seed (and versions of the libraries); a car's
     angles are spread over the full turn. out appears when all is done, or not at all."""
     out = Path(out)
-    staging = out.with_name(f".{out.name}-{os.getpid()}")
+    staging = out.with_name(f".{out.name}-rendering")
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
     try:
         jobs = []
         for number in range(cars):

@@ -62,7 +62,8 @@ def main(args):
     if args.demo:
         return render(out, args)
     out.mkdir(parents=True, exist_ok=True)
-    staging = out / f".preparing-{os.getpid()}"  # beside the folders, so that moving into place is a rename
+    staging = out / ".preparing"  # beside the folders, so that moving into place is a rename
+    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
     try:
         staging.mkdir()
         sources = find_sources(args, staging)

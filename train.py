@@ -167,7 +167,8 @@ def main(cfg):
         draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
 
     overview = os.path.join(cfg.SAVED_IMAGES_DIR, "overview.png")
-    print(f"best Dice {max(best, 0):.4f}{' on the demo, rendered cars' if is_demo(cfg) else ''}; now look at {overview}")
+    on = "demo Dice (rendered cars, not Carvana)" if is_demo(cfg) else "validation Dice"
+    print(f"best {on} {max(best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; now look at {overview}")
 
 
 def compare_with_checkpoint(cfg, old):
@@ -185,9 +186,10 @@ def compare_with_checkpoint(cfg, old):
 def report(history, scores, cfg):
     """Print the last row of the history, and write all of it to history.csv."""
     row = history[-1]
-    full = "" if row["full_dice"] is None else f"  full-size Dice {row['full_dice']:.4f}"
+    size = f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}"
+    full = "" if row["full_dice"] is None else f", {row['full_dice']:.4f} at full size"
     print(f"epoch {row['epoch']}/{cfg.NUM_EPOCHS}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
-          f"accuracy {100 * row['accuracy']:.2f} %  Dice {row['dice']:.4f}  1-Dice {row['one_minus_dice']:.4f}{full}  "
+          f"accuracy {100 * row['accuracy']:.2f} %  1-Dice {row['one_minus_dice']:.4f}  Dice {row['dice']:.4f} at {size}{full}  "
           f"{row['seconds']:.0f} s  {row['images_per_second']:.1f} images/s  {row['peak_memory_mb'] / 1000:.2f} GB")
     if not 0.001 < scores["foreground"] < 0.999:
         print(f"warning: {100 * scores['foreground']:.2f} % of all pixels are predicted as car; the network has learnt nothing yet. "

@@ -154,7 +154,7 @@ def test_interrupted_it_leaves_all_as_it_was(tmp_path, number):
     (tmp_path / "data").mkdir()
     process = subprocess.Popen([sys.executable, ROOT / "prepare_data.py", "--images", "train", "--masks", "masks"],
                                cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not list(tmp_path.glob("data/.preparing-*/all/*")):
+    while not list(tmp_path.glob("data/.preparing/all/*")):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(number)

@@ -133,7 +133,7 @@ def test_train_resume_and_evaluate_as_commands(data, run):
     done = run("train.py", *SMALL, "--num-epochs", 2, "--batch-size", 2)
     lines = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
     assert len(lines) == 2 and all(word in lines[0] for word in (
-        "train loss", "val loss", "accuracy", "Dice ", "1-Dice ", "full-size Dice ", " s ", "images/s", "GB"))
+        "train loss", "val loss", "accuracy", "1-Dice ", " Dice ", " at 32x48, ", " at full size ", " s ", "images/s", "GB"))
     assert done.stdout.count("Got ") == 2 and done.stdout.count("Dice score: 0.") == 2
     assert done.stdout.count("an epoch, ") == done.stderr.count("an epoch, ") + 1 == 1
     assert "images/s" in done.stderr and "loss=" in done.stderr
