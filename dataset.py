@@ -1,6 +1,7 @@
 """Pairs of photographs and masks as a data set, and what is done to them on the way to the network."""
 
 import os
+import random
 
 import cv2
 import numpy as np
@@ -22,8 +23,8 @@ class CarvanaDataset(Dataset):
     (channels, H, W) and a mask (H, W).
 
     size: (H, W) to read at, None for each picture's own. mask_resize: see pictures.read_mask.
-    An item is asked for as dataset[index] or dataset[epoch, index]: an Albumentations pipeline draws
-    from (seed, epoch, index) alone, so neither workers nor interruptions change what an item is.
+    An item is asked for as dataset[epoch, index]: an Albumentations pipeline draws from (seed, epoch, index)
+    alone, so neither workers nor interruptions change what an item is. dataset[index] draws anew each time.
     Raises UserError, naming all files, where images and masks do not pair."""
 
     def __init__(self, image_dir, mask_dir, transform=None, *, size=None, channels=3, mask_resize="area", seed=0):
@@ -35,7 +36,7 @@ class CarvanaDataset(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, key):
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index = key if isinstance(key, tuple) else (random.getrandbits(31), key)
         image_path, mask_path = self.pairs[index]
         image = read_image(image_path, self.size, self.channels)
         mask = read_mask(mask_path, self.size, self.mask_resize).astype(np.float32) / 255

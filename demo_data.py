@@ -8,6 +8,7 @@ forward, y to the car's left, z up; the car stands on z = 0 around the origin.
 import hashlib
 import multiprocessing
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -413,7 +414,7 @@ def render_set(out, cars=28, val_cars=4, angles=10, size=(320, 480), seed=0):
                 folder.mkdir(parents=True, exist_ok=True)
             jobs += [(seed, number, (number + round(i * ANGLES / angles)) % ANGLES + 1, size, *folders) for i in range(angles)]
         start = "fork" if sys.platform == "linux" else "spawn"  # spawned processes would import all of the caller first
-        with multiprocessing.get_context(start).Pool() as pool:
+        with multiprocessing.get_context(start).Pool(None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             for _ in tqdm(pool.imap_unordered(render_pair, jobs, chunksize=4), total=len(jobs), desc="rendering", unit=" images"):
                 pass
         staging.rename(out)

@@ -20,6 +20,10 @@ def arguments():
     args = parser.parse_args()
     if not Path(args.model).is_file():
         raise UserError(f"no checkpoint {args.model!r}; train one with python train.py, or name another with --model")
+    if args.batch_size < 1 or args.num_workers < 0:
+        raise UserError(f"expected --batch-size of at least 1 and --num-workers of at least 0, found {args.batch_size} and {args.num_workers}")
+    if args.json and not Path(args.json).absolute().parent.is_dir():
+        raise UserError(f"no folder {str(Path(args.json).parent)!r} to write --json {args.json} to; make it first")
     find_pairs(args.images, args.masks)
     return args
 
@@ -51,4 +55,9 @@ def main(args):
 
 if __name__ == "__main__":
     with user_errors():
-        main(arguments())
+        args = arguments()
+        from device import plainly
+        try:
+            main(args)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise plainly(error) from error

@@ -55,11 +55,11 @@ def boundary_distance(predicted, target):
     """Mean distance in pixels between the outlines of two bool arrays (H, W), both ways.
 
     The average symmetric surface distance of Heimann et al., IEEE Transactions on Medical Imaging
-    28(8), 2009. The picture's edge is no outline. 0 where neither has an outline, the picture's
-    diagonal where only one has."""
+    28(8), 2009. The picture's edge is no outline. Where one of them has none it is 0 if
+    they are equal, else the picture's diagonal."""
     outlines = [_outline(predicted), _outline(target)]
     if not all(outline.any() for outline in outlines):
-        return float(np.hypot(*target.shape)) if any(outline.any() for outline in outlines) else 0.0
+        return 0.0 if np.array_equal(predicted, target) else float(np.hypot(*target.shape))
     rows, columns = (np.flatnonzero((outlines[0] | outlines[1]).any(axis)) for axis in (1, 0))
     window = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]  # distances elsewhere are not asked for
     outlines = [outline[window] for outline in outlines]

@@ -33,7 +33,8 @@ def brief(error):
 @contextlib.contextmanager
 def user_errors():
     """Around a script: a UserError, or the system's refusal, becomes one message on stderr and exit status 2; Ctrl-C status 130."""
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
+    if hasattr(sys.stdout, "reconfigure"):  # not a notebook's
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
     try:
         yield
     except (UserError, OSError) as error:
@@ -83,21 +84,12 @@ def pair_names(image_names, mask_names):
                     for stem, found in images.items() if stem not in masks)
     problems.extend(f"{found[0]}: mask without an image (expected {stem}.jpg or the like)"
                     for stem, found in masks.items() if stem not in images)
-    return [(images[stem][0], masks[stem][0]) for stem in images if stem in masks], problems
+    return [(found[0], masks[stem][0]) for stem, found in images.items() if len(found) == len(masks.get(stem, [])) == 1], problems
 
 
 def find_pairs(image_dir, mask_dir):
     """All (image path, mask path) of two folders, sorted by name. Raises UserError naming all that is wrong."""
-    images = {p.name: p for p in listing(image_dir, "images")}
-    masks = {p.name: p for p in listing(mask_dir, "masks")}
-    if not images:
-        raise UserError(f"no images in {str(image_dir)!r}; make the data with prepare_data.py, "
-                        "or set the folder in config.py")
-    pairs, problems = pair_names(images, masks)
-    if not pairs and masks:
-        raise UserError(f"no image in {str(image_dir)!r} (such as {min(images)}) has a mask in {str(mask_dir)!r} "
-                        f"(such as {min(masks)}); expected NAME.jpg and NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png")
-    pairs = [(images[image], masks[mask]) for image, mask in pairs]
+    pairs, problems = pair_folders(image_dir, mask_dir)
     for image, mask in pairs:
         try:
             problems.extend(_size_fault(image, picture_size(image), mask, picture_size(mask)))
@@ -107,6 +99,32 @@ def find_pairs(image_dir, mask_dir):
         raise UserError(listed(f"{len(problems)} problems in {str(image_dir)!r} and {str(mask_dir)!r}; "
                                "put them right, or let prepare_data.py --skip-bad leave these files out", problems))
     return pairs
+
+
+def pair_folders(image_dir, mask_dir):
+    """-> (pairs of paths that belong together by name, what is wrong with the rest). Raises UserError where nothing pairs."""
+    images = {p.name: p for p in listing(image_dir, "images")}
+    masks = {p.name: p for p in listing(mask_dir, "masks")}
+    if not images:
+        raise UserError(f"no images in {str(image_dir)!r}; make the data with prepare_data.py, "
+                        "or set the folder in config.py")
+    pairs, problems = pair_names(images, masks)
+    if not pairs and masks:
+        raise UserError(f"no image in {str(image_dir)!r} (such as {min(images)}) has a mask in {str(mask_dir)!r} "
+                        f"(such as {min(masks)}); expected NAME.jpg and NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png")
+    return [(images[image], masks[mask]) for image, mask in pairs], problems
+
+
+def check_folders(*folders):
+    """find_pairs for several (image_dir, mask_dir): one UserError with what is wrong in any of them."""
+    complaints = []
+    for image_dir, mask_dir in folders:
+        try:
+            find_pairs(image_dir, mask_dir)
+        except UserError as error:
+            complaints.append(str(error))
+    if complaints:
+        raise UserError("\n".join(complaints))
 
 
 def _size_fault(image, size, mask, mask_size):
@@ -154,7 +172,9 @@ def _opened(path):
 
 
 def _turned(image):
-    """EXIF orientation 1 to 8; from 5 on, rows and columns are exchanged."""
+    """EXIF orientation 1 to 8; from 5 on, rows and columns are exchanged. Comes before .size: Pillow turns a TIFF itself."""
+    if image.format == "TIFF":
+        image.load()
     orientation = image.getexif().get(0x0112, 1)
     return orientation if orientation in range(1, 9) else 1
 
@@ -162,7 +182,13 @@ def _turned(image):
 def picture_size(path):
     """(height, width) of a picture as it is shown, from its header."""
     with _opened(path) as image:
-        return image.size if _turned(image) > 4 else image.size[::-1]
+        return _upright_size(image)
+
+
+def _upright_size(image):
+    """(height, width) of a PIL image as it is shown."""
+    turned = _turned(image) > 4
+    return image.size if turned else image.size[::-1]
 
 
 def _deep(image):
@@ -189,7 +215,7 @@ def read_image(path, size=None, channels=3):
         box = None
         if size is not None:
             width, height = size if orientation > 4 else size[::-1]
-            reduced = image.draft(mode, (2 * width - 2, 2 * height - 2))  # -2: 1918 / 2 counts as 2 * 480
+            reduced = image.draft(mode, (max(1, 2 * width - 2), max(1, 2 * height - 2)))  # -2: 1918 / 2 counts as 2 * 480
             box = reduced and reduced[1]  # what of the reduced picture is picture: its last column may be part padding
         deep = _deep(image)
         if deep is not None:
@@ -239,9 +265,10 @@ def check_pair(image_path, mask_path):
     for path in (image_path, mask_path):
         try:
             with _opened(path) as image:
-                sizes.append(image.size if _turned(image) > 4 else image.size[::-1])
+                sizes.append(_upright_size(image))
                 if path is image_path:
                     image.draft("RGB", (1, 1))  # the cheapest decoding that still reads every byte
+                    _deep(image)
                     image.load()
                     continue
                 levels = _mask_levels(image)

@@ -8,20 +8,24 @@
 """
 
 import argparse
+import filecmp
 import os
 import shutil
 import signal
 import sys
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 import demo_data
-from pictures import UserError, check_pair, find_pairs, group_of, listed, pair_names, split_groups, user_errors
+from pictures import UserError, check_pair, group_of, listed, pair_folders, pair_names, split_groups, user_errors
 
 PARTS = ("val", "test", "train")  # in the order in which split_groups deals them
+FOLDERS = [f"{part}_{kind}" for part in PARTS for kind in ("images", "masks")]
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what reading a broken zip can raise
 
 
 def arguments():
@@ -45,6 +49,8 @@ def arguments():
         parser.error("give one or two zips (or one folder), or both --images DIR and --masks DIR, or --demo, or --check; --help shows examples")
     if args.val_fraction + args.test_fraction >= 1:
         parser.error("--val-fraction and --test-fraction leave nothing to train on; together they must stay under 1")
+    if args.demo and (args.cars < 2 or min(args.size) < 16 or args.size[0] * args.size[1] > 1280 * 1918 or args.seed < 0 or args.test_fraction):
+        parser.error("--demo takes --cars of at least 2, a --size from 16 16 to the area of 1280 1918, a --seed of at least 0, and no --test-fraction")
     return args
 
 
@@ -59,46 +65,50 @@ def main(args):
     out = Path(args.out or ("data/demo" if args.demo else "data"))
     if args.check:
         return check(out)
-    if args.demo:
-        return render(out, args)
-    out.mkdir(parents=True, exist_ok=True)
     staging = out / ".preparing"  # beside the folders, so that moving into place is a rename
-    shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
     try:
-        staging.mkdir()
-        sources = find_sources(args, staging)
-        pairs, problems = pair_names(sources["images"], sources["masks"])
-        if not pairs:
-            raise UserError(listed("no image with a mask was found", problems))
-        pairs, faults, warnings = copy_and_check(pairs, sources, staging / "all")
-        problems += faults
-        report_problems(problems, warnings, args.skip_bad)
-        if not pairs:
-            raise UserError("no good pair is left")
-        cars = split_groups([group_of(image) for image, _ in pairs], (args.val_fraction, args.test_fraction), args.seed)
-        dealt = {part: [pair for pair in pairs if group_of(pair[0]) in groups] for part, groups in zip(PARTS, cars)}
-        if not dealt["train"]:
-            raise UserError(f"{len(pairs)} pairs are too few to split; add some, or set --val-fraction 0")
-        if not put_in_place(dealt, staging, out, args.force):
-            print(f"{out} holds exactly this already; nothing to do")
-        for part in sorted(PARTS):
-            if dealt[part]:
-                print(f"{part:5}  {len({group_of(image) for image, _ in dealt[part]}):5} cars  {len(dealt[part]):6} pairs")
+        undo(staging, out)  # of a run that was killed
+        staging.mkdir(parents=True)
+        if args.demo:
+            render(args, staging, out)
+        else:
+            prepare(args, staging, out)
     except OSError as error:
         raise UserError(f"{error}; {out} is as it was") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def render(out, args):
-    if any(visible_sizes(out)):
-        if not args.force:
-            raise UserError(f"{out} is not empty; replace what is in it with --force, or choose another folder with --out")
-        shutil.rmtree(out)
+def prepare(args, staging, out):
+    sources = find_sources(args, staging)
+    pairs, problems = pair_names(sources["images"], sources["masks"])
+    if not pairs:
+        raise UserError(listed("no image with a mask was found", problems))
+    pairs, faults, warnings = copy_and_check(pairs, sources, staging / "all")
+    problems += faults
+    report_problems(problems, warnings, args.skip_bad)
+    if not pairs:
+        raise UserError("no good pair is left")
+    cars = split_groups([group_of(image) for image, _ in pairs], (args.val_fraction, args.test_fraction), args.seed)
+    dealt = {part: [pair for pair in pairs if group_of(pair[0]) in groups] for part, groups in zip(PARTS, cars)}
+    if not dealt["train"]:
+        raise UserError(f"{len(pairs)} pairs are too few to split; add some, or set --val-fraction 0")
+    for part, chosen in dealt.items():
+        for kind, names in zip(("images", "masks"), zip(*chosen)):
+            (staging / "new" / f"{part}_{kind}").mkdir(parents=True)
+            for name in names:
+                (staging / "all" / kind / name).rename(staging / "new" / f"{part}_{kind}" / name)
+    put_in_place(staging, out, args.force)
+    for part in sorted(PARTS):
+        if dealt[part]:
+            print(f"{part:5}  {len({group_of(image) for image, _ in dealt[part]}):5} cars  {len(dealt[part]):6} pairs")
+
+
+def render(args, staging, out):
+    refuse_other_data(out, args.force)  # before the seconds that rendering takes
     val_cars = max(1, round(args.cars * args.val_fraction))
-    if not val_cars < args.cars or min(args.size) < 16 or args.size[0] * args.size[1] > 1280 * 1918:
-        raise UserError("expected --cars of at least 2 and a --size from 16 16 to the area of 1280 1918")
-    demo_data.render_set(out, args.cars, val_cars, args.angles, tuple(args.size), args.seed)
+    demo_data.render_set(staging / "new", args.cars, val_cars, args.angles, tuple(args.size), args.seed)
+    put_in_place(staging, out, args.force)
     print(f"{args.cars - val_cars} cars to train on and {val_cars} to validate on, {args.angles} photographs of each, in {out}")
 
 
@@ -114,13 +124,15 @@ def find_sources(args, staging):
     if source.is_dir():
         return {kind: any_files(next((source / name for name in names if (source / name).exists()), source / names[0]))
                 for kind, names in (("images", ("train.zip", "train")), ("masks", ("train_masks.zip", "train_masks")))}
-    archive = open_zip(source)
-    entries = {PurePosixPath(info.filename).name: info for info in archive.infolist()}
-    missing = {"train.zip", "train_masks.zip"} - entries.keys()
+    files = zip_files(source)
+    missing = {"train.zip", "train_masks.zip"} - files.keys()
     if missing:
         raise UserError(f"{source} holds no {' and no '.join(sorted(missing))}; give two zips (images, masks), or Kaggle's outer zip")
     for name in ("train.zip", "train_masks.zip"):
-        zip_writer(archive, entries[name])(staging / name)
+        try:
+            files[name](staging / name)
+        except DAMAGED as error:
+            raise UserError(f"{name} in {source} is damaged ({error}); download it again") from error
     return {"images": any_files(staging / "train.zip"), "masks": any_files(staging / "train_masks.zip")}
 
 
@@ -175,30 +187,37 @@ def zip_writer(archive, info):
 # ---------------------------------------------------------------- from there to data/
 
 def copy_and_check(pairs, sources, folder):
-    """Copy all pairs into folder and read them -> (good pairs, faults, warnings)."""
-    folder.mkdir()
+    """Copy all pairs into folder/images and folder/masks and read them -> (good pairs, faults, warnings)."""
+    for kind in sources:
+        (folder / kind).mkdir(parents=True)
 
     def one(pair):
-        for name, kind in zip(pair, ("images", "masks")):
+        for name, kind in zip(pair, sources):
             try:
-                sources[kind][name](folder / f"{kind}-{name}")
-            except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, NotImplementedError) as error:
+                sources[kind][name](folder / kind / name)
+            except DAMAGED as error:
                 return [f"{name}: damaged in its zip ({error})"], []
-        return check_pair(folder / f"images-{pair[0]}", folder / f"masks-{pair[1]}")
+            except (FileNotFoundError, PermissionError) as error:
+                return [f"{name}: cannot be read ({error.strerror})"], []
+        return check_pair(folder / "images" / pair[0], folder / "masks" / pair[1])
 
     good, faults, warnings = [], [], []
+    for (bad, odd), pair in zip(in_threads(one, pairs, "checking"), pairs):
+        faults += bad
+        warnings += odd
+        if not bad:
+            good.append(pair)
+    return good, faults, warnings
+
+
+def in_threads(function, items, what):
+    """function of each item, in order, on all cores, with a progress bar."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
-            results = tqdm(pool.map(one, pairs), total=len(pairs), desc="checking", unit=" pairs")
-            for (bad, odd), pair in zip(results, pairs):
-                faults += [fault.replace("images-", "").replace("masks-", "") for fault in bad]
-                warnings += [warning.replace("images-", "").replace("masks-", "") for warning in odd]
-                if not bad:
-                    good.append(pair)
+            yield from tqdm(pool.map(function, items), total=len(items), desc=what, unit=" pairs")
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return good, faults, warnings
 
 
 def report_problems(problems, warnings, skip_bad):
@@ -210,60 +229,69 @@ def report_problems(problems, warnings, skip_bad):
         print(f"left out: {problem}", file=sys.stderr)
 
 
-def put_in_place(dealt, staging, out, force):
-    """Move the files of each part to out, all or nothing -> False where exactly they are there already."""
-    folders = {}
-    for part, pairs in dealt.items():
-        for kind, column in (("images", 0), ("masks", 1)):
-            folders[f"{part}_{kind}"] = {pair[column]: staging / "all" / f"{kind}-{pair[column]}" for pair in pairs}
-    existing = {name: visible_sizes(out / name) for name in folders}
-    if existing == {name: {file: path.stat().st_size for file, path in files.items()} for name, files in folders.items()}:
-        return False
-    occupied = [f"{out / name}: {len(files)} files" for name, files in existing.items() if files]
+def refuse_other_data(out, force):
+    occupied = [f"{out / name}: {len(files)} files" for name in FOLDERS if (files := visible(out / name))]
     if occupied and not force:
         raise UserError(listed(f"{out} holds other data, which was left alone; replace it with --force, or choose another folder with --out:", occupied))
 
-    moved = []
+
+def put_in_place(staging, out, force):
+    """Move the folders in staging/new to out, all or none; exactly the same files in place already are left there."""
+    new, old = staging / "new", staging / "old"
+    if all(same_files(new / name, out / name) for name in FOLDERS):
+        print(f"{out} holds exactly this already; nothing to do")
+        return
+    refuse_other_data(out, force)
+    fresh = [name for name in FOLDERS if (new / name).exists()]
+    old.mkdir()
     try:
-        for name, files in folders.items():
-            fresh = staging / name
-            fresh.mkdir()
-            for file, path in files.items():
-                path.rename(fresh / file)
+        for name in FOLDERS:
             if (out / name).exists():
-                (out / name).rename(staging / f"old-{name}")
-                moved.append((staging / f"old-{name}", out / name))
-            if files:
-                fresh.rename(out / name)
-                moved.append((out / name, fresh))
+                (out / name).rename(old / name)
+        for name in fresh:
+            (new / name).rename(out / name)
     except BaseException:
-        for now, before in reversed(moved):
-            now.rename(before)
+        for name in fresh:
+            if not (new / name).exists():
+                (out / name).rename(new / name)
+        undo(staging, out)
         raise
-    return True
 
 
-def visible_sizes(folder):
-    return {p.name: p.stat().st_size for p in folder.iterdir() if not p.name.startswith(".")} if folder.is_dir() else {}
+def undo(staging, out):
+    """Put back what a run that did not finish had moved from out to staging/old, and clear staging away."""
+    for folder in (staging / "old").iterdir() if (staging / "old").exists() else ():
+        shutil.rmtree(out / folder.name, ignore_errors=True)
+        folder.rename(out / folder.name)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def visible(folder):
+    """{name: path} of what is in a folder, hidden files left out; nothing where there is no folder."""
+    return {p.name: p for p in folder.iterdir() if not p.name.startswith(".")} if folder.is_dir() else {}
+
+
+def same_files(one, other):
+    ours, theirs = visible(one), visible(other)
+    return ours.keys() == theirs.keys() and all(filecmp.cmp(ours[name], theirs[name], shallow=False) for name in ours)
 
 
 def check(out):
     """Read every pair in place, and see that no car is on two sides."""
     problems, cars = [], {}
     for part in sorted(PARTS):
-        if not visible_sizes(out / f"{part}_images") and part == "test":
+        if part == "test" and not visible(out / "test_images"):
             continue
         try:
-            pairs = find_pairs(out / f"{part}_images", out / f"{part}_masks")
+            pairs, faults = pair_folders(out / f"{part}_images", out / f"{part}_masks")
         except UserError as error:
             problems.append(str(error))
             continue
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(lambda pair: check_pair(*pair), pairs)
-            for faults, warnings in tqdm(results, total=len(pairs), desc=f"checking {part}", unit=" pairs"):
-                problems += faults
-                for warning in warnings:
-                    print(f"warning: {warning}", file=sys.stderr)
+        problems += faults
+        for faults, warnings in in_threads(lambda pair: check_pair(*pair), pairs, f"checking {part}"):
+            problems += faults
+            for warning in warnings:
+                print(f"warning: {warning}", file=sys.stderr)
         groups = {group_of(image.name) for image, _ in pairs}
         problems += [f"car {car} is in {part} and in {other}" for other, there in cars.items() for car in sorted(groups & there)]
         cars[part] = groups

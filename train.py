@@ -4,7 +4,7 @@ from pathlib import Path
 
 import config
 import demo_data
-from pictures import UserError, find_pairs, user_errors
+from pictures import UserError, check_folders, listing, user_errors
 
 PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data/val_masks/")  # prepare_data.py's own choice
 
@@ -12,14 +12,13 @@ PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data
 def configured():
     """The configuration of this run, its files checked; where there are no photographs yet, that of the demo."""
     cfg = config.load(description=__doc__)
-    if folders(cfg) == PREPARED and not any(Path(folder).is_dir() and any(Path(folder).iterdir()) for folder in PREPARED):
+    if folders(cfg) == PREPARED and not any(Path(folder).is_dir() and listing(folder, "data") for folder in PREPARED):
         print("No photographs in data/train_images: training on rendered cars in data/demo instead, with the preset demo.\n"
               "For Carvana's, download Kaggle's two zips and run: python prepare_data.py train.zip train_masks.zip")
         cfg = config.load(base="demo")
     if is_demo(cfg) and not Path(cfg.TRAIN_IMG_DIR).exists():
         demo_data.render_set(Path(cfg.TRAIN_IMG_DIR).parent)
-    find_pairs(cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR)
-    find_pairs(cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR)
+    check_folders((cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR), (cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR))
     if cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
         raise UserError(f"no checkpoint {cfg.CHECKPOINT_FILE!r} to go on from; leave --load-model away to train anew")
     return cfg
@@ -30,7 +29,7 @@ def folders(cfg):
 
 
 def is_demo(cfg):
-    return cfg.TRAIN_IMG_DIR == config.PRESETS["demo"]["TRAIN_IMG_DIR"]
+    return Path(cfg.TRAIN_IMG_DIR) == Path(config.PRESETS["demo"]["TRAIN_IMG_DIR"])
 
 
 if __name__ == "__main__":  # wrong words and wrong folders are answered before the seconds that torch takes to import
@@ -41,6 +40,7 @@ import csv  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
 import time  # noqa: E402
+import uuid  # noqa: E402
 
 import torch  # noqa: E402
 from torch import nn, optim  # noqa: E402
@@ -127,14 +127,16 @@ def main(cfg):
           f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {parameters / 1e6:.2f} M parameters on {device}, "
           f"{str(amp_dtype(device, cfg.PRECISION)).removeprefix('torch.')}")
 
-    epoch, best, history = 0, -1.0, []
+    run, epoch, best, history = uuid.uuid4().hex, 0, -1.0, []
     if cfg.LOAD_MODEL:
         state = utils.read_checkpoint(cfg.CHECKPOINT_FILE)
         compare_with_checkpoint(cfg, state.get("config", {}))
         epoch, best, history = utils.restore(state, model, optimizer, scaler)
+        run = state.get("run", run)
         print(f"{cfg.CHECKPOINT_FILE}: {epoch} of {cfg.NUM_EPOCHS} epochs done")
         scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=True)
-        print(f"full-size Dice {scores['full_dice']:.4f}")
+        print(f"Dice {scores['full_dice']:.4f} at full size")
+        best = scores["dice"] if best < 0 else best
         draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
     train_loader.sampler.epoch = epoch
     draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
@@ -153,17 +155,14 @@ def main(cfg):
         history.append({
             "epoch": epoch, "train_loss": loss, "val_loss": scores["loss"], "accuracy": scores["accuracy"], "dice": scores["dice"],
             "one_minus_dice": 1 - scores["dice"], "full_dice": scores.get("full_dice"), "learning_rate": cfg.LEARNING_RATE,
-            "seconds": seconds, "images_per_second": len(train_loader.dataset) / seconds, "peak_memory_mb": peak_memory() / 1e6,
+            "seconds": seconds, "images_per_second": len(train_loader.dataset) / seconds, "peak_memory_mb": peak_memory(device) / 1e6,
         })
-        report(history, scores, cfg)
-
-        if epoch == 1:
-            utils.put_aside(cfg.CHECKPOINT_FILE, cfg.BEST_CHECKPOINT_FILE)
         best_so_far, best = best, max(best, scores["dice"])
-        state = utils.checkpoint_state(model, optimizer, scaler, epoch, best, history)
+        state = utils.checkpoint_state(model, optimizer, scaler, run, epoch, best, history)
         if best > best_so_far:
             utils.save_checkpoint(state, cfg.BEST_CHECKPOINT_FILE)
         utils.save_checkpoint(state, cfg.CHECKPOINT_FILE)
+        report(history, scores, cfg)
         draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
 
     overview = os.path.join(cfg.SAVED_IMAGES_DIR, "overview.png")
@@ -205,5 +204,5 @@ if __name__ == "__main__":
     with user_errors():
         try:
             main(cfg)
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, MemoryError) as error:
             raise plainly(error) from error

@@ -42,12 +42,13 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
 
 # ---------------------------------------------------------------- checkpoints
 
-def checkpoint_state(model, optimizer, scaler, epoch, best, history):
+def checkpoint_state(model, optimizer, scaler, run, epoch, best, history):
     """The one dict that resuming needs, of tensors and plain values only (torch.load's weights_only=True reads it).
 
-    epoch: how many are done; best: highest validation Dice so far; history: a dict per epoch."""
+    run: what tells this training from others; epoch: how many are done; best: highest validation Dice so far;
+    history: a dict per epoch."""
     return {
-        "state_dict": _plain_names(model.state_dict()), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+        "run": run, "state_dict": _plain_names(model.state_dict()), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
         "epoch": epoch, "best": best, "history": history, "config": config_of(model),
         "random": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
     }
@@ -57,46 +58,53 @@ def restore(state, model, optimizer, scaler):
     """The reverse of checkpoint_state: fills the three in -> (epochs done, best, history).
 
     The learning rate stays the optimizer's own, so that a changed constant takes effect. A checkpoint
-    of only state_dict and optimizer counts as epoch 0."""
+    of only weights, or of weights and optimizer, counts as epoch 0. Raises UserError where something does not fit."""
     rates = [group["lr"] for group in optimizer.param_groups]
     load_checkpoint(state, model)
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        optimizer.load_state_dict(state.get("optimizer") or optimizer.state_dict())
+    except (KeyError, ValueError) as error:
+        raise UserError(f"the checkpoint's optimizer is another one ({brief(error)}); remove its 'optimizer', or train anew") from error
     for group, rate in zip(optimizer.param_groups, rates):
         group["lr"] = rate
     scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
     if "random" in state:
         torch.set_rng_state(state["random"]["torch"])
-        if state["random"]["cuda"] and torch.cuda.is_available():
+        if len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
     return state.get("epoch", 0), state.get("best", -1.0), state.get("history", [])
 
 
 def save_checkpoint(state, filename="my_checkpoint.pth.tar"):
-    """Write a checkpoint so that at any moment `filename` is the old one or the new one, whole."""
+    """Write a checkpoint so that at any moment `filename` is the old one or the new one, whole.
+
+    Where the state has a "run" and the file is of another, the file is renamed to NAME_1, NAME_2, ... first."""
     print("=> Saving checkpoint")
-    temporary = f"{filename}.tmp"
+    path, temporary = Path(filename), Path(f"{filename}.tmp")
     try:
-        Path(filename).absolute().parent.mkdir(parents=True, exist_ok=True)
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, filename)
+        if "run" in state and path.exists() and _run_of(path) != state["run"]:
+            stem = path.name.removesuffix(".pth.tar")
+            aside = next(name for n in range(1, 10**6) if not (name := path.with_name(f"{stem}_{n}.pth.tar")).exists())
+            path.rename(aside)
+            print(f"{path} is of another run; it is now {aside}")
+        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
-        Path(temporary).unlink(missing_ok=True)
-        raise UserError(f"{filename} could not be written ({error}); what stood there before is untouched. "
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{filename} could not be written ({brief(error)}); what stood there before is untouched. "
                         "Free some space, then go on with --load-model true") from error
 
 
-def put_aside(*filenames):
-    """Rename what another run left under these names to NAME_1, NAME_2, ... and say so."""
-    for path in map(Path, filenames):
-        if path.exists():
-            stem = path.name.removesuffix(".pth.tar")
-            number = next(n for n in range(1, 10**6) if not path.with_name(f"{stem}_{n}.pth.tar").exists())
-            aside = path.with_name(f"{stem}_{number}.pth.tar")
-            path.rename(aside)
-            print(f"{path} is of an earlier run; it is now {aside}")
+def _run_of(path):
+    """The "run" of a checkpoint file, None where there is none to be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
+    except Exception:  # a damaged file can raise nearly anything; it is of no run of ours
+        return None
 
 
 def load_checkpoint(checkpoint, model):
@@ -133,7 +141,7 @@ def read_checkpoint(filename, device="cpu"):
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise UserError(f"{filename} is not a checkpoint that can be read ({brief(error)}); name another") from error
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(weights, dict) or not any(name.endswith("final_conv.weight") for name in weights):
+    if not isinstance(weights, dict) or not any(str(name).endswith("final_conv.weight") for name in weights):
         raise UserError(f"{filename} holds no weights of a UNET (a state_dict with final_conv.weight); name another")
     return state
 

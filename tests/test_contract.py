@@ -130,6 +130,15 @@ def test_dataset_positional_and_bare(data):
     assert image.dtype == "uint8" and mask.dtype == "float32" and set(mask.flatten()) == {0, 1}
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_of_ones_own_augments_anew_each_epoch(data, workers):
+    pipeline = A.Compose([A.Resize(32, 48), A.Rotate(limit=35, p=1.0), ToTensorV2()])
+    dataset = CarvanaDataset(data / "data/train_images", data / "data/train_masks", pipeline)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=12, num_workers=workers)
+    first, second = (next(iter(loader))[0] for _ in range(2))
+    assert not any(map(torch.equal, first, second))
+
+
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
 def test_load_model_reads_the_network_off_the_tensors(tmp_path, prefix):
     model = randomised(UNET(1, 2, [4, 6, 8])).eval()

@@ -28,8 +28,10 @@ def test_a_demo_set_is_like_carvanas_and_comes_out_the_same(tmp_path, run):
         gif = Image.open(mask)
         assert gif.mode == "P" and gif.size == (96, 64) and set(np.unique(gif)) == {0, 1}
         gif.close()
-    assert "not empty" in run("prepare_data.py", "--demo", "--out", "one", status=2).stderr
+    assert "--force" in run("prepare_data.py", "--demo", "--out", "one", status=2).stderr
+    (tmp_path / "one/notes.txt").write_text("mine")
     run("prepare_data.py", "--demo", "--cars", 2, "--angles", 1, "--size", 32, 48, "--out", "one", "--force")
+    assert len(find_pairs(tmp_path / "one/train_images", tmp_path / "one/train_masks")) == 1 and (tmp_path / "one/notes.txt").exists()
     run("prepare_data.py", "--check", "--out", "one")
 
 

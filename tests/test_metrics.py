@@ -60,3 +60,4 @@ def test_boundary_distance_of_shifted_squares():
     empty = np.zeros_like(one)
     assert metrics.boundary_distance(empty, empty) == 0
     assert metrics.boundary_distance(one, empty) == 100  # the diagonal of 60x80
+    assert metrics.boundary_distance(~empty, empty) == 100 and metrics.boundary_distance(~empty, ~empty) == 0

@@ -126,7 +126,6 @@ def test_zip_entries_that_lead_elsewhere(raw, run, name, words):
     (["--demo", "train.zip"], "or --demo, or --check"),
     (["--demo", "--cars", "1"], "--cars of at least 2"),
     (["--demo", "--angles", "17"], "--angles"),
-    (["--demo", "--out", "train"], "train is not empty"),
     (["train.zip", "train_masks.zip", "--val-fraction", "1.5"], "from 0 to under 1"),
     (["train.zip", "train_masks.zip", "--val-fraction", "0.6", "--test-fraction", "0.4"], "leave nothing to train on"),
     (["train_masks.zip", "train.zip"], "no image with a mask"),
@@ -161,6 +160,51 @@ def test_interrupted_it_leaves_all_as_it_was(tmp_path, number):
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number] and "Traceback" not in stderr
     assert os.listdir(tmp_path / "data") == []
+
+
+def test_killed_while_replacing_it_puts_the_old_data_back(raw, run):
+    """What a run leaves that was killed between moving the old folders aside and the new ones in."""
+    run("prepare_data.py", "train.zip", "train_masks.zip")
+    before = tree(raw / "data")
+    (raw / "data/.preparing/old").mkdir(parents=True)
+    for name in ("train_images", "val_masks"):
+        (raw / "data" / name).rename(raw / "data/.preparing/old" / name)
+    (raw / "data/val_masks").mkdir()
+    assert "nothing to do" in run("prepare_data.py", "train.zip", "train_masks.zip").stdout
+    assert tree(raw / "data") == before
+
+
+def test_same_names_and_sizes_are_not_the_same_data(raw, run):
+    words = ["--images", "train", "--masks", "train_masks"]
+    for path in (raw / "train").iterdir():
+        Image.open(path).save(path.with_suffix(".bmp"))
+        path.unlink()
+    run("prepare_data.py", *words)
+    path = next((raw / "train").iterdir())
+    path.write_bytes(path.read_bytes()[:-9] + b"123456789")
+    assert "--force" in run("prepare_data.py", *words, status=2).stderr
+
+
+def test_unreadable_sources_are_faults_like_others(raw, run):
+    path = min((raw / "train").iterdir())
+    path.unlink()
+    path.symlink_to("nowhere")
+    words = ["--images", "train", "--masks", "train_masks"]
+    assert f"{path.name}: cannot be read" in run("prepare_data.py", *words, status=2).stderr
+    run("prepare_data.py", *words, "--skip-bad")
+    assert len(tree(raw / "data")) == 38
+
+
+def test_a_damaged_outer_zip(raw, run):
+    with zipfile.ZipFile(raw / "outer.zip", "w") as archive:
+        archive.write(raw / "train.zip", "train.zip"), archive.write(raw / "train_masks.zip", "train_masks.zip")
+    content = bytearray((raw / "outer.zip").read_bytes())
+    content[300] ^= 255
+    (raw / "outer.zip").write_bytes(content)
+    assert "train.zip in outer.zip is damaged" in run("prepare_data.py", "outer.zip", status=2).stderr
+    with zipfile.ZipFile(raw / "outer.zip", "w") as archive:
+        archive.write(raw / "train.zip", "../train.zip"), archive.write(raw / "train_masks.zip", "train_masks.zip")
+    assert "leads outside" in run("prepare_data.py", "outer.zip", status=2).stderr
 
 
 def test_any_other_names_are_groups_of_their_own(tmp_path, run):

@@ -54,6 +54,15 @@ def test_resuming_and_workers_change_nothing(settings, data):
     assert (data / "my_checkpoint_4.pth.tar").exists()  # no run overwrote another's
 
 
+def test_going_on_with_an_earlier_run_leaves_the_later_ones_best_alone(settings, data):
+    train.main(settings(NUM_EPOCHS=1))
+    train.main(settings(NUM_EPOCHS=1, SEED=7))
+    later = (data / "best_checkpoint.pth.tar").read_bytes()
+    train.main(settings(NUM_EPOCHS=9, LOAD_MODEL=True, CHECKPOINT_FILE="my_checkpoint_1.pth.tar"))
+    assert later in [path.read_bytes() for path in data.glob("best_checkpoint*.pth.tar")]
+    assert utils.read_checkpoint(data / "my_checkpoint_1.pth.tar")["epoch"] == 9
+
+
 def test_augmentations_differ_over_epochs_and_images_and_agree_over_runs(data):
     def items(seed, epochs=(0, 1)):
         dataset = CarvanaDataset(data / "data/train_images", data / "data/train_masks", train_transform(), size=(32, 48), seed=seed)
@@ -167,9 +176,11 @@ def test_train_resume_and_evaluate_as_commands(data, run):
     assert len(scores["images"]) == 6 and scores["images"][0]["name"].endswith(".jpg") and scores["full_boundary"] > 0
 
 
-def test_a_lineage_checkpoint_is_epoch_0(settings, data, capsys):
+@pytest.mark.parametrize("with_optimizer", [True, False])
+def test_a_lineage_checkpoint_is_epoch_0(settings, data, capsys, with_optimizer):
     model = UNET(features=[4, 8])
-    torch.save({"state_dict": model.state_dict(), "optimizer": torch.optim.Adam(model.parameters(), 1e-3).state_dict()}, "my_checkpoint.pth.tar")
+    optimizer = {"optimizer": torch.optim.Adam(model.parameters(), 1e-3).state_dict()} if with_optimizer else {}
+    torch.save({"state_dict": model.state_dict()} | optimizer, "my_checkpoint.pth.tar")
     train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
     assert "0 of 1 epochs done" in capsys.readouterr().out
     assert (data / "my_checkpoint_1.pth.tar").exists() and result()["epoch"] == 1
@@ -179,7 +190,7 @@ def test_a_lineage_checkpoint_is_epoch_0(settings, data, capsys):
     (["--num-epoch", 3], "the nearest is --num-epochs"),
     (["--preset", "smal"], "there is no preset smal; the nearest is small"),
     (["--learning-rate", "fast"], "--learning-rate: expected a number, found 'fast'"),
-    (["--learning-rate", "nan"], "--learning-rate: expected 1e-9..10, found nan"),
+    (["--learning-rate", "nan"], "--learning-rate: expected 1e-9..10.0, found nan"),
     (["--batch-size", "0"], "--batch-size: expected 1..65536 images, found 0"),
     (["--num-epochs", "2.5"], "--num-epochs: expected a whole number, found '2.5'"),
     (["--load-model", "yes"], "--load-model: expected true or false, found 'yes'"),
@@ -187,6 +198,7 @@ def test_a_lineage_checkpoint_is_epoch_0(settings, data, capsys):
     (["--features", "16", "-1"], "found -1"),
     (["--batch-size", "0", "--seed", "-1", "--sede", "1"], "--batch-size: expected 1..65536 images, found 0"),
     (["50"], "'50' belongs to no option"),
+    (["--mean", "0.5", "0.5"], "--mean: expected one value, or one for each of 3 channels, found 2"),
     (["--train-img-dir", "nowhere"], "no folder 'nowhere'"),
     (["--val-mask-dir", "data/train_masks"], "has a mask in 'data/train_masks'"),
     (["--load-model", "true"], "no checkpoint 'my_checkpoint.pth.tar'"),
@@ -209,6 +221,9 @@ def test_wrong_files(data, run):
     for words in (f"{names[0]}.jpg: image without", f"{names[1]}_mask.gif: mask without", f"{names[2]}.jpg: cannot be read",
                   f"{names[3]}.jpg: 72x48 pixels, its mask {names[3]}_mask.gif 10x10", "4 problems"):
         assert words in done.stderr
+    (data / "data/val_masks" / min(p.name for p in (data / "data/val_masks").iterdir())).unlink()
+    done = run("train.py", *SMALL, status=2)
+    assert "4 problems" in done.stderr and "1 problems in 'data/val_images/'" in done.stderr
     for path in train_images.iterdir():
         path.unlink()
     assert "no images in" in run("train.py", *SMALL, status=2).stderr
@@ -232,7 +247,10 @@ def test_files_that_are_no_checkpoints(data, run, content, said, script):
     assert said in run(script, *words, status=2).stderr
 
 
-@pytest.mark.parametrize("words, said", [(["--model", "no.pth.tar"], "no checkpoint 'no.pth.tar'"), (["--images", "nowhere"], "no folder 'nowhere'")])
+@pytest.mark.parametrize("words, said", [
+    (["--model", "no.pth.tar"], "no checkpoint 'no.pth.tar'"), (["--images", "nowhere"], "no folder 'nowhere'"),
+    (["--batch-size", "0"], "--batch-size of at least 1"), (["--json", "nowhere/scores.json"], "no folder 'nowhere'"),
+])
 def test_wrong_words_of_evaluate(data, run, words, said):
     (data / "best_checkpoint.pth.tar").write_text("")
     assert said in run("evaluate.py", *words, status=2).stderr
@@ -244,6 +262,30 @@ def test_help_is_made_of_config_itself(run):
         assert config.option(name) in text
         assert " ".join(why.split()[:3]) in text
     assert set(config.constants()) == {name for name in vars(config) if name.isupper()} - {"PRESETS"}
+
+
+@pytest.mark.parametrize("edit, said", [
+    ('LOAD_MODEL = "False"', "LOAD_MODEL: expected true or false"), ("BATCH_SIZE = 16.0", "BATCH_SIZE: expected a whole number"),
+    ('BATCH_SIZE = "16"', "BATCH_SIZE: expected a whole number"), ("FEATURES = []", "FEATURES: expected a list"),
+    ("FEATURES = 64", "FEATURES: expected a list"), ("MEAN = [0, 0, 0]", None), ("HORIZONTAL_FLIP = 1", None),
+    ("FEATURES = (16, 32)", None), ("NUM_EPOCHS = 10", None),
+])
+def test_constants_edited_in_config_are_checked_too(tmp_path, edit, said):
+    """The file as a user leaves it: the comment kept, or lost with the old value."""
+    import importlib.util
+    name = edit.split(" = ")[0]
+    lines = (config.Path(config.__file__)).read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(f"{name} = "))
+    for comment in ("  #" + lines[at].split("  #", 1)[1], "") if said is None else ("  #" + lines[at].split("  #", 1)[1],):
+        (tmp_path / "edited.py").write_text("\n".join([*lines[:at], edit + comment, *lines[at + 1:]]))
+        spec = importlib.util.spec_from_file_location("edited", tmp_path / "edited.py")
+        edited = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(edited)
+        if said is None:
+            assert hasattr(edited.load([]), name)
+        else:
+            with pytest.raises(UserError, match=said):
+                edited.load([])
 
 
 def test_presets_and_precedence():
