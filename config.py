@@ -30,7 +30,7 @@ HORIZONTAL_FLIP = 0.5  # a car seen from its other side [0.0..1.0 probability]
 VERTICAL_FLIP = 0.1  # rarely useful for cars, kept from the recipe this one descends from [0.0..1.0 probability]
 
 # network and training
-FEATURES = [64, 128, 256, 512]  # channels a level, the bottleneck has twice the last; [16, 32, 64, 128] is 16 times smaller [list of 1..8192 channels]
+FEATURES = [64, 128, 256, 512]  # channels a level, twice the last in the bottleneck; 16 32 64 128 is 16 times smaller [list of 1..8192 channels]
 LEARNING_RATE = 1e-4  # of Adam; smaller networks bear more [1e-9..10.0]
 BATCH_SIZE = 16  # halve it where the GPU's memory is too small [1..65536 images]
 NUM_EPOCHS = 3  # passes over the training set; the scores still rise after these [0..100000]

@@ -34,22 +34,26 @@ def arguments():
     parser.add_argument("--images", metavar="DIR", help="folder of photographs")
     parser.add_argument("--masks", metavar="DIR", help="folder of masks: NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png")
     parser.add_argument("--val-fraction", type=share, default=0.1, metavar="F", help="share of the cars to validate on (default 0.1)")
-    parser.add_argument("--test-fraction", type=share, default=0.0, metavar="F", help="share of the cars to set aside for a final test (default 0)")
+    parser.add_argument("--test-fraction", type=share, default=0.0, metavar="F",
+                        help="share of the cars to set aside for a final test (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="another seed deals the cars differently (default 0)")
     parser.add_argument("--out", metavar="DIR", help="where the folders go (default data, of --demo data/demo)")
     parser.add_argument("--demo", action="store_true", help="render cars instead of reading photographs")
     parser.add_argument("--cars", type=int, default=28, metavar="N", help="with --demo: how many (default 28)")
-    parser.add_argument("--angles", type=int, default=10, metavar="N", choices=range(1, 17), help="with --demo: photographs of each, 1 to 16 (default 10)")
+    parser.add_argument("--angles", type=int, default=10, metavar="N", choices=range(1, 17),
+                        help="with --demo: photographs of each, 1 to 16 (default 10)")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"), help="with --demo: pixels (default 320 480)")
     parser.add_argument("--check", action="store_true", help="only check what is in place")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad files out instead of stopping")
     parser.add_argument("--force", action="store_true", help="replace what is in place")
     args = parser.parse_args()
-    if sum(map(bool, (args.source, args.images or args.masks, args.demo, args.check))) != 1 or len(args.source) > 2 or bool(args.images) != bool(args.masks):
+    ways = sum(map(bool, (args.source, args.images or args.masks, args.demo, args.check)))
+    if ways != 1 or len(args.source) > 2 or bool(args.images) != bool(args.masks):
         parser.error("give one or two zips (or one folder), or both --images DIR and --masks DIR, or --demo, or --check; --help shows examples")
     if args.val_fraction + args.test_fraction >= 1:
         parser.error("--val-fraction and --test-fraction leave nothing to train on; together they must stay under 1")
-    if args.demo and (args.cars < 2 or min(args.size) < 16 or args.size[0] * args.size[1] > 1280 * 1918 or args.seed < 0 or args.test_fraction):
+    height, width = args.size
+    if args.demo and (args.cars < 2 or min(args.size) < 16 or height * width > 1280 * 1918 or args.seed < 0 or args.test_fraction):
         parser.error("--demo takes --cars of at least 2, a --size from 16 16 to the area of 1280 1918, a --seed of at least 0, and no --test-fraction")
     return args
 
@@ -232,7 +236,8 @@ def report_problems(problems, warnings, skip_bad):
 def refuse_other_data(out, force):
     occupied = [f"{out / name}: {len(files)} files" for name in FOLDERS if (files := visible(out / name))]
     if occupied and not force:
-        raise UserError(listed(f"{out} holds other data, which was left alone; replace it with --force, or choose another folder with --out:", occupied))
+        raise UserError(listed(f"{out} holds other data, which was left alone; replace it with --force, or choose another "
+                               "folder with --out:", occupied))
 
 
 def put_in_place(staging, out, force):
@@ -260,7 +265,7 @@ def put_in_place(staging, out, force):
 
 def undo(staging, out):
     """Put back what a run that did not finish had moved from out to staging/old, and clear staging away."""
-    for folder in (staging / "old").iterdir() if (staging / "old").exists() else ():
+    for folder in list((staging / "old").iterdir()) if (staging / "old").exists() else ():
         shutil.rmtree(out / folder.name, ignore_errors=True)
         folder.rename(out / folder.name)
     shutil.rmtree(staging, ignore_errors=True)

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import scene, write_mask
+from conftest import scene, write_mask, write_pairs
 from PIL import Image
 
 import config
@@ -101,13 +101,16 @@ def folders(data):
 
 # ---------------------------------------------------------------- it learns
 
-def test_one_batch_can_be_overfitted(data, capsys):
-    loader, _ = utils.get_loaders(*folders(data), 12, val_transform(), val_transform(), 0, False, size=(32, 48))
+def test_one_batch_can_be_overfitted(tmp_path):
+    write_pairs(tmp_path / "images", tmp_path / "masks", cars=4, height=64, width=96)
+    pair = (tmp_path / "images", tmp_path / "masks")
+    loader, _ = utils.get_loaders(*pair, *pair, 8, val_transform(), val_transform(), 0, False, size=(64, 96))
     torch.manual_seed(0)
-    model = UNET(features=[8, 16])
-    optimizer, scaler = torch.optim.Adam(model.parameters(), 0.02), torch.amp.GradScaler("cpu", enabled=False)
-    for _ in range(60):
+    model = UNET(features=[16, 32, 64])
+    optimizer, scaler = torch.optim.Adam(model.parameters(), 0.005), torch.amp.GradScaler("cpu", enabled=False)
+    for _ in range(160):
         train.train_fn(loader, model, optimizer, torch.nn.BCEWithLogitsLoss(), scaler)
+    utils.settle_batchnorm(model, loader, 8)
     assert utils.check_accuracy(loader, model, "cpu", full_size=True)["dice"] > 0.99
 
 
