@@ -55,7 +55,8 @@ def new_car(rng):
         "along": np.array(along) + rng.uniform(-0.02, 0.02, 4) * (np.array(along) > 0.02),
         "belt": belt + rng.uniform(-0.025, 0.025), "clearance": clearance + rng.uniform(-0.03, 0.04),
         # roundness of both ends seen from above (an exponent), lean of the windows inwards, bulge of roof and bonnet in metres
-        "nose": rng.uniform(4.5, 8), "tail": rng.uniform(6, 10) * (2 if along[0] < 0.05 else 1), "tumble": rng.uniform(0.25, 0.38), "crown": rng.uniform(0.02, 0.06),
+        "nose": rng.uniform(4.5, 8), "tail": rng.uniform(6, 10) * (2 if along[0] < 0.05 else 1),
+        "tumble": rng.uniform(0.25, 0.38), "crown": rng.uniform(0.02, 0.06),
         # what light does to it
         "paint": np.clip(paint * rng.uniform(0.85, 1.12) + rng.uniform(-10, 10, 3), 3, 250), "gloss": rng.uniform(0.15, 0.9),
         "roof": rng.choice(["paint", "paint", "paint", "dark"]), "bumper": rng.choice(["paint", "paint", "dark"]),
@@ -298,7 +299,8 @@ def paint_car(car, studio, cam, size, flip=1):
         fill(canvas, pixels, colour)
     for side in (side for side, is_near in sides.items() if is_near):
         for door in car["doors"]:
-            line = np.array([[door * length, side * width * at, z] for at, z in ((0.493, car["clearance"] + 0.15), (0.5, 0.6 * belt), (0.49, 0.93 * belt))])
+            heights = ((0.493, car["clearance"] + 0.15), (0.5, 0.6 * belt), (0.49, 0.93 * belt))
+            line = np.array([[door * length, side * width * at, z] for at, z in heights])
             cv2.polylines(canvas, [np.round(project(cam, line)).astype(np.int32)], False, (*(car["paint"] * 0.5), 255.0), scale)
     if car["rails"]:
         for side in (-1, 1):
