@@ -55,7 +55,7 @@ PRESETS = {
     "demo": {  # rendered cars, in a minute; its checkpoints are kept apart from those of photographs
         "TRAIN_IMG_DIR": "data/demo/train_images/", "TRAIN_MASK_DIR": "data/demo/train_masks/", "VAL_IMG_DIR": "data/demo/val_images/",
         "VAL_MASK_DIR": "data/demo/val_masks/", "CHECKPOINT_FILE": "demo_checkpoint.pth.tar", "BEST_CHECKPOINT_FILE": "demo_best_checkpoint.pth.tar",
-        "FEATURES": [8, 16, 32, 64], "LEARNING_RATE": 3e-3, "BATCH_SIZE": 8, "NUM_EPOCHS": 9, "BATCHNORM_IMAGES": 64, "ROTATE": 0.0, "VERTICAL_FLIP": 0.0},
+        "FEATURES": [8, 16, 32, 64], "LEARNING_RATE": 3e-3, "BATCH_SIZE": 8, "NUM_EPOCHS": 8, "BATCHNORM_IMAGES": 64, "ROTATE": 0.0, "VERTICAL_FLIP": 0.0},
     "small": {"FEATURES": [16, 32, 64, 128], "LEARNING_RATE": 3e-3, "NUM_EPOCHS": 6},  # minutes on a laptop instead of an hour
 }
 
