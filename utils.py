@@ -9,6 +9,7 @@ import torch
 import torchvision
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 import metrics
 from dataset import CarvanaDataset, EpochSampler, one_thread
@@ -203,7 +204,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     cut = float(torch.logit(torch.tensor(config_of(model)["THRESHOLD"])))
     counts, full_counts, boundaries, loss, done = [], [], [], 0.0, 0
     with ThreadPoolExecutor(max_workers=2) as readers:
-        for images, masks in loader:
+        for images, masks in tqdm(loader, desc="evaluating", unit=" batches", delay=2, leave=False):
             pairs = loader.dataset.pairs[done:done + len(images)] if full_size else []
             truths = [readers.submit(read_mask, mask_path) for _, mask_path in pairs]  # while the network computes
             images, masks = to_device(images, masks, model)
