@@ -67,7 +67,7 @@ import re  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
-from pictures import UserError  # noqa: E402
+from pictures import UserError, refuse  # noqa: E402
 
 
 def constants():
@@ -86,7 +86,7 @@ def load(argv=None, description=None, base=None):
     rules = {name: _rule(*of) for name, of in known.items()}
     parser = argparse.ArgumentParser(description=description, usage="%(prog)s [--preset NAME] [--any-constant VALUE ...]",
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.error = _fail
+    parser.error = refuse
     parser.add_argument("--preset", metavar="NAME", help=f"a named set of constants: {', '.join(PRESETS)}")
     for name, (value, why) in known.items():
         shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
@@ -118,10 +118,6 @@ def load(argv=None, description=None, base=None):
 def option(name):
     """The command line's word for a constant: NUM_EPOCHS -> --num-epochs."""
     return "--" + name.lower().replace("_", "-")
-
-
-def _fail(message):
-    raise UserError(f"{message}; --help lists what there is")
 
 
 def _unknown(word, names, what=""):

@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 import config
-from pictures import UserError, find_pairs, user_errors
+from pictures import UserError, find_pairs, refuse, user_errors
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.error = refuse
     parser.add_argument("--model", metavar="CKPT", default=config.BEST_CHECKPOINT_FILE, help="checkpoint; sizes, channels and threshold come from it")
     parser.add_argument("--images", metavar="DIR", default=config.VAL_IMG_DIR, help="photographs")
     parser.add_argument("--masks", metavar="DIR", default=config.VAL_MASK_DIR, help="their masks")

@@ -25,6 +25,11 @@ class UserError(Exception):
     """Something only the user can put right: expected this, found that, type this next."""
 
 
+def refuse(message):
+    """What a command line's parser does with wrong words (its .error): a UserError instead of a page of usage."""
+    raise UserError(f"{message}; --help lists what there is")
+
+
 def brief(error):
     """The first line of an exception's message, or its name where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 import demo_data
-from pictures import UserError, check_pair, group_of, listed, pair_folders, pair_names, split_groups, user_errors
+from pictures import UserError, check_pair, group_of, listed, pair_folders, pair_names, refuse, split_groups, user_errors
 
 PARTS = ("val", "test", "train")  # in the order in which split_groups deals them
 FOLDERS = [f"{part}_{kind}" for part in PARTS for kind in ("images", "masks")]
@@ -30,6 +30,7 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # wha
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = refuse
     parser.add_argument("source", nargs="*", help="TRAIN_ZIP MASKS_ZIP, or one outer zip, or a folder with either")
     parser.add_argument("--images", metavar="DIR", help="folder of photographs")
     parser.add_argument("--masks", metavar="DIR", help="folder of masks: NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png")
@@ -49,7 +50,7 @@ def arguments():
     args = parser.parse_args()
     ways = sum(map(bool, (args.source, args.images or args.masks, args.demo, args.check)))
     if ways != 1 or len(args.source) > 2 or bool(args.images) != bool(args.masks):
-        parser.error("give one or two zips (or one folder), or both --images DIR and --masks DIR, or --demo, or --check; --help shows examples")
+        parser.error("give one or two zips (or one folder), or both --images DIR and --masks DIR, or --demo, or --check")
     if args.val_fraction + args.test_fraction >= 1:
         parser.error("--val-fraction and --test-fraction leave nothing to train on; together they must stay under 1")
     height, width = args.size
