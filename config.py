@@ -12,7 +12,9 @@ TRAIN_IMG_DIR = "data/train_images/"  # photographs to learn from
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png
 VAL_IMG_DIR = "data/val_images/"  # photographs to be judged by, of other cars
 VAL_MASK_DIR = "data/val_masks/"  # their masks
-NUM_WORKERS = 2  # processes that read and augment; 0 does it in the training process [0..256]
+CACHE = True  # decode each file once and keep what the network needs of it, 150 KB a pair at 160x240 [true | false]
+CACHE_DIR = "data/.cache/"  # where to; a fast disk with room
+NUM_WORKERS = -1  # processes that read and augment; -1: as the machine needs, 0: the training process itself [-1..256]
 PIN_MEMORY = True  # faster copies to a GPU; of no effect without one [true | false]
 
 # what the network sees
@@ -31,13 +33,19 @@ VERTICAL_FLIP = 0.1  # rarely useful for cars, kept from the recipe this one des
 
 # network and training
 FEATURES = [64, 128, 256, 512]  # channels a level, twice the last in the bottleneck; 16 32 64 128 is 16 times smaller [list of 1..8192 channels]
-LEARNING_RATE = 1e-4  # of Adam; smaller networks bear more [1e-9..10.0]
+OPTIMIZER = "adam"  # muon learns in a third of the steps, at LEARNING_RATE 0.02 [adam | muon]
+LEARNING_RATE = 1e-4  # the highest of the run; smaller networks bear more [1e-9..10.0]
+SCHEDULE = "constant"  # linear rises over WARMUP, then falls to 0 at the end of the last epoch [constant | linear]
+WARMUP = 0.1  # of all steps, over which the learning rate rises, unless SCHEDULE is constant [0.0..1.0 share]
 BATCH_SIZE = 16  # halve it where the GPU's memory is too small [1..65536 images]
 NUM_EPOCHS = 3  # passes over the training set; the scores still rise after these [0..100000]
 BATCHNORM_IMAGES = 128  # of each epoch, over which BatchNorm's statistics are averaged anew before judging it; 0: its running averages [0..100000]
+STOP_AT_DICE = 0.0  # end as soon as validation at IMAGE_HEIGHT x IMAGE_WIDTH reaches it; 0: off [0.0..1.0]
+LOOKS_PER_EPOCH = 4  # evaluations in each epoch, to notice STOP_AT_DICE in time [1..1000]
 SEED = 42  # start weights, order and augmentations all follow from it [0..4294967295]
 DEVICE = "auto"  # auto takes the first there is of cuda, mps and cpu [auto | cuda | mps | cpu]
 PRECISION = "auto"  # auto: bf16 where the device computes in it, else fp16 on CUDA, else fp32 [auto | bf16 | fp16 | fp32]
+COMPILE = "auto"  # torch.compile: a minute first, faster steps then; auto: on CUDA, once over five minutes lie ahead [auto | true | false]
 
 # what is kept
 LOAD_MODEL = False  # go on from CHECKPOINT_FILE; where all epochs are done, only evaluate [true | false]
@@ -135,7 +143,7 @@ def _rule(value, why):
     if choices:
         kind = bool if choices == ["true", "false"] else int if choices[0].isdigit() else str
     else:
-        kind = type(first) if not bounds else int if all(bound.isdigit() for bound in bounds.groups()) else float
+        kind = type(first) if not bounds else int if all(bound.lstrip("-").isdigit() for bound in bounds.groups()) else float
     return {"text": text, "kind": kind, "list": text.startswith("list of") or isinstance(value, (list, tuple)),
             "choices": choices, "bounds": bounds and tuple(map(float, bounds.groups()))}
 

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from pictures import find_pairs, read_image, read_mask
+from cache import open_cache
+from pictures import find_pairs, read_pair
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version of itself
 import albumentations as A  # noqa: E402
@@ -25,21 +26,23 @@ class CarvanaDataset(Dataset):
     size: (H, W) to read at, None for each picture's own. mask_resize: see pictures.read_mask.
     An item is asked for as dataset[epoch, index]: an Albumentations pipeline draws from (seed, epoch, index)
     alone, so neither workers nor interruptions change what an item is. dataset[index] draws anew each time.
+    cache_dir: where what was read at `size` is kept for later epochs and runs (see cache.py); None: nowhere.
     Raises UserError, naming all files, where images and masks do not pair."""
 
-    def __init__(self, image_dir, mask_dir, transform=None, *, size=None, channels=3, mask_resize="area", seed=0):
+    def __init__(self, image_dir, mask_dir, transform=None, *, size=None, channels=3, mask_resize="area", seed=0, cache_dir=None):
         self.pairs = find_pairs(image_dir, mask_dir)
         self.transform = transform
-        self.size, self.channels, self.mask_resize, self.seed = size, channels, mask_resize, seed
+        self.seed = seed
+        self.reading = {"size": size and tuple(size), "channels": channels, "mask_resize": mask_resize}
+        self.cache = open_cache(cache_dir, self.pairs, **self.reading) if cache_dir and size else None
 
     def __len__(self):
         return len(self.pairs)
 
     def __getitem__(self, key):
         epoch, index = key if isinstance(key, tuple) else (random.getrandbits(31), key)
-        image_path, mask_path = self.pairs[index]
-        image = read_image(image_path, self.size, self.channels)
-        mask = read_mask(mask_path, self.size, self.mask_resize).astype(np.float32) / 255
+        image, mask = self.cache[index] if self.cache else read_pair(self.pairs[index], **self.reading)
+        mask = mask.astype(np.float32) / 255
         if self.transform is None:
             return image, mask
         if hasattr(self.transform, "set_random_seed"):
@@ -76,8 +79,9 @@ def train_transform(rotate=35, horizontal_flip=0.5, vertical_flip=0.1, rotate_fi
     the picture's own reflection ("reflect", the mask's likewise) or "black" and background.
     Levels become floats on the device (utils.to_device): a quarter of the bytes to move."""
     border = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[rotate_fill]
+    turn = [A.Rotate(limit=rotate, p=1.0, border_mode=border, fill=0, fill_mask=0, mask_interpolation=cv2.INTER_LINEAR)]
     return A.Compose([
-        A.Rotate(limit=rotate, p=1.0, border_mode=border, fill=0, fill_mask=0, mask_interpolation=cv2.INTER_LINEAR),
+        *(turn if rotate else []),
         A.HorizontalFlip(p=horizontal_flip),
         A.VerticalFlip(p=vertical_flip),
         ToTensorV2(),

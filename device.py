@@ -1,5 +1,7 @@
 """Where a model runs, in what precision, and what its input is there."""
 
+import functools
+import os
 import sys
 
 import torch
@@ -69,10 +71,27 @@ def to_device(images, masks, model):
     images = images.to(device, non_blocking=True)
     masks = masks.to(device, non_blocking=True).float()
     if images.dtype == torch.uint8:
-        mean, std = (torch.tensor(config[name], device=device).view(1, -1, 1, 1) for name in ("MEAN", "STD"))
+        mean, std = (_levels(tuple(config[name]), device) for name in ("MEAN", "STD"))
         images = (images.float() / 255 - mean) / std
     masks = masks.unsqueeze(1) if masks.dim() == 3 else masks
     return images.contiguous(memory_format=torch.channels_last), masks
+
+
+@functools.lru_cache
+def _levels(values, device):
+    """Values per channel as a (1, C, 1, 1) tensor, made once: each copy to a GPU from here would wait for it."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
+def choose_workers(device, cached):
+    """How many processes a loader takes: none where the network needs all cores and reading takes a hundredth of its time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if device.type == "cpu" and cached else min(cores, 8 if device.type == "cuda" else 2)
+
+
+def compiling_pays(choice, device, seconds):
+    """Whether to torch.compile with so many seconds of training ahead, by the constant COMPILE."""
+    return choice == "true" or choice == "auto" and device.type == "cuda" and seconds > 300
 
 
 def peak_memory(device):

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import config
-from pictures import UserError, find_pairs, refuse, user_errors
+from pictures import UserError, find_pairs, keep_freed_memory, refuse, user_errors
 
 
 def arguments():
@@ -16,13 +16,13 @@ def arguments():
     parser.add_argument("--masks", metavar="DIR", default=config.VAL_MASK_DIR, help="their masks")
     parser.add_argument("--json", metavar="FILE", help="write all scores there, image by image")
     parser.add_argument("--batch-size", type=int, default=config.BATCH_SIZE, metavar="N", help="images at once")
-    parser.add_argument("--num-workers", type=int, default=config.NUM_WORKERS, metavar="N", help="processes that read")
+    parser.add_argument("--num-workers", type=int, default=config.NUM_WORKERS, metavar="N", help="processes that read; -1: as this machine needs")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="auto takes the first there is")
     args = parser.parse_args()
     if not Path(args.model).is_file():
         raise UserError(f"no checkpoint {args.model!r}; train one with python train.py, or name another with --model")
-    if args.batch_size < 1 or args.num_workers < 0:
-        raise UserError(f"expected --batch-size of at least 1 and --num-workers of at least 0, found {args.batch_size} and {args.num_workers}")
+    if args.batch_size < 1 or args.num_workers < -1:
+        raise UserError(f"expected --batch-size of at least 1 and --num-workers of at least -1, found {args.batch_size} and {args.num_workers}")
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise UserError(f"no folder {str(Path(args.json).parent)!r} to write --json {args.json} to; make it first")
     find_pairs(args.images, args.masks)
@@ -55,6 +55,7 @@ def main(args):
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     with user_errors():
         args = arguments()
         from device import plainly

@@ -8,20 +8,17 @@
 """
 
 import argparse
+import contextlib
 import filecmp
-import os
 import shutil
 import signal
 import sys
 import zipfile
 import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from tqdm import tqdm
-
 import demo_data
-from pictures import UserError, check_pair, group_of, listed, pair_folders, pair_names, refuse, split_groups, user_errors
+from pictures import UserError, check_pair, group_of, in_threads, keep_freed_memory, listed, pair_folders, pair_names, refuse, split_groups, user_errors
 
 PARTS = ("val", "test", "train")  # in the order in which split_groups deals them
 FOLDERS = [f"{part}_{kind}" for part in PARTS for kind in ("images", "masks")]
@@ -207,22 +204,13 @@ def copy_and_check(pairs, sources, folder):
         return check_pair(folder / "images" / pair[0], folder / "masks" / pair[1])
 
     good, faults, warnings = [], [], []
-    for (bad, odd), pair in zip(in_threads(one, pairs, "checking"), pairs):
-        faults += bad
-        warnings += odd
-        if not bad:
-            good.append(pair)
+    with contextlib.closing(in_threads(one, pairs, "checking")) as results:  # no thread outlives an interruption
+        for pair, (bad, odd) in zip(pairs, results):
+            faults += bad
+            warnings += odd
+            if not bad:
+                good.append(pair)
     return good, faults, warnings
-
-
-def in_threads(function, items, what):
-    """List of function of each item, in order, on all cores, with a progress bar. No thread outlives an interruption."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        try:
-            return list(tqdm(pool.map(function, items), total=len(items), desc=what, unit=" pairs"))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def report_problems(problems, warnings, skip_bad):
@@ -294,10 +282,11 @@ def check(out):
             problems.append(str(error))
             continue
         problems += faults
-        for faults, warnings in in_threads(lambda pair: check_pair(*pair), pairs, f"checking {part}"):
-            problems += faults
-            for warning in warnings:
-                print(f"warning: {warning}", file=sys.stderr)
+        with contextlib.closing(in_threads(lambda pair: check_pair(*pair), pairs, f"checking {part}")) as results:
+            for faults, warnings in results:
+                problems += faults
+                for warning in warnings:
+                    print(f"warning: {warning}", file=sys.stderr)
         groups = {group_of(image.name) for image, _ in pairs}
         problems += [f"car {car} is in {part} and in {other}" for other, there in cars.items() for car in sorted(groups & there)]
         cars[part] = groups
@@ -309,4 +298,5 @@ def check(out):
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is cleared away
     with user_errors():
+        keep_freed_memory()
         main(arguments())

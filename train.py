@@ -1,10 +1,14 @@
 """Train a U-Net on the photographs that config.py names: python train.py [--preset NAME] [--any-constant VALUE ...]"""
 
-from pathlib import Path
+import time
 
-import config
-import demo_data
-from pictures import UserError, check_folders, listing, user_errors
+STARTED = time.time()  # what STOP_AT_DICE's seconds are counted from: the imports belong to them
+
+from pathlib import Path  # noqa: E402
+
+import config  # noqa: E402
+import demo_data  # noqa: E402
+from pictures import UserError, check_folders, keep_freed_memory, listing, user_errors  # noqa: E402
 
 PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data/val_masks/")  # prepare_data.py's own choice
 
@@ -33,36 +37,43 @@ def is_demo(cfg):
 
 
 if __name__ == "__main__":  # wrong words and wrong folders are answered before the seconds that torch takes to import
+    keep_freed_memory()
     with user_errors():
         cfg = configured()
 
 import csv  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
-import time  # noqa: E402
 import uuid  # noqa: E402
 
 import torch  # noqa: E402
-from torch import nn, optim  # noqa: E402
+from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import draw  # noqa: E402
 import utils  # noqa: E402
 from dataset import train_transform, val_transform  # noqa: E402
-from device import amp_dtype, autocast, find_device, peak_memory, plainly, to_device  # noqa: E402
+from device import amp_dtype, autocast, compiling_pays, find_device, peak_memory, plainly, to_device  # noqa: E402
 from model import UNET  # noqa: E402
+from recipe import learning_rate, make_optimizer  # noqa: E402
 
 LOOK_EVERY = 10  # steps between looks at the loss; each look waits for the device
 COLUMNS = ("epoch", "train_loss", "val_loss", "accuracy", "dice", "one_minus_dice", "full_dice",
            "learning_rate", "seconds", "images_per_second", "peak_memory_mb")
 
 
-def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0):
-    """One epoch over loader -> mean loss. With epochs_left the time that so many epochs will take is printed early on."""
+def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None, enough=None):
+    """One epoch over loader -> mean loss of its images.
+
+    epochs_left: of so many the time is announced early on. rate: steps done -> learning rate; None leaves the
+    optimizer's own. enough: steps done -> whether to end the epoch here."""
     model.train()
-    total, recent, started = 0.0, [], None
+    total, seen, recent, started = 0.0, 0, [], None
     with tqdm(total=len(loader.dataset), unit=" images", dynamic_ncols=True, leave=False) as bar:
         for step, (images, masks) in enumerate(loader):
+            if rate is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(step)
             images, masks = to_device(images, masks, model)
 
             with autocast(model):
@@ -75,8 +86,10 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0):
             scaler.update()
 
             bar.update(len(images))
+            seen += len(images)
             recent.append(loss.detach() * len(images))
-            if step in (1, 5) or len(recent) == LOOK_EVERY or step == len(loader) - 1:
+            last = step == len(loader) - 1 or enough is not None and enough(step + 1)
+            if step in (1, 5) or len(recent) == LOOK_EVERY or last:
                 recent = torch.stack(recent).tolist()  # the only place that waits for the device
                 stop_if_not_finite(recent, step, loader)
                 total += sum(recent)
@@ -87,7 +100,9 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0):
             if step == 5 and epochs_left:
                 seconds = (time.perf_counter() - started) / 4 * len(loader)
                 tqdm.write(f"about {duration(seconds)} an epoch, {duration(seconds * epochs_left)} in all, and evaluation on top")
-    return total / len(loader.dataset)
+            if last:
+                break
+    return total / seen
 
 
 def stop_if_not_finite(losses, step, loader):
@@ -114,13 +129,13 @@ def main(cfg):
         *folders(cfg), cfg.BATCH_SIZE,
         train_transform(cfg.ROTATE, cfg.HORIZONTAL_FLIP, cfg.VERTICAL_FLIP, cfg.ROTATE_FILL), val_transform(),
         cfg.NUM_WORKERS, cfg.PIN_MEMORY, size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), channels=cfg.IN_CHANNELS,
-        mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED,
+        mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED, cache_dir=cfg.CACHE_DIR if cfg.CACHE else None,
     )
     model = UNET(in_channels=cfg.IN_CHANNELS, out_channels=1, features=cfg.FEATURES)
     model = model.to(device, memory_format=torch.channels_last)
     model.config = vars(cfg)
     loss_fn = nn.BCEWithLogitsLoss()
-    optimizer = optim.Adam(model.parameters(), lr=cfg.LEARNING_RATE)
+    optimizer = make_optimizer(cfg.OPTIMIZER, model.parameters(), cfg.LEARNING_RATE, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device, cfg.PRECISION) == torch.float16)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} validation images at "
@@ -141,20 +156,37 @@ def main(cfg):
     train_loader.sampler.epoch = epoch
     draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
 
-    epochs_left = cfg.NUM_EPOCHS - epoch  # to announce
-    while epoch < cfg.NUM_EPOCHS:
-        started = time.perf_counter()
-        loss = train_fn(train_loader, model, optimizer, loss_fn, scaler, epochs_left)
+    steps, reached = len(train_loader), []
+    looks = {round(steps * (look + 1) / cfg.LOOKS_PER_EPOCH) for look in range(cfg.LOOKS_PER_EPOCH)} if cfg.STOP_AT_DICE else ()
+
+    def rate(step):
+        return learning_rate(cfg.SCHEDULE, cfg.LEARNING_RATE, cfg.WARMUP, (epoch + step / steps) / cfg.NUM_EPOCHS)
+
+    def evaluate(full_size):
         if cfg.BATCHNORM_IMAGES:
             utils.settle_batchnorm(model, train_loader, cfg.BATCHNORM_IMAGES)
+        scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=full_size)
+        if cfg.STOP_AT_DICE and scores["dice"] >= cfg.STOP_AT_DICE:
+            reached.append(f"Dice {scores['dice']:.5f} >= STOP_AT_DICE {cfg.STOP_AT_DICE}, {time.time() - STARTED:.1f} s after the start of the process")
+        return scores
+
+    def enough(step):
+        return step in looks and evaluate(full_size=False)["dice"] >= cfg.STOP_AT_DICE
+
+    trained, seconds, epochs_left = model, 0.0, cfg.NUM_EPOCHS - epoch  # to announce
+    while epoch < cfg.NUM_EPOCHS and not reached:
+        if trained is model and compiling_pays(cfg.COMPILE, device, seconds * (cfg.NUM_EPOCHS - epoch)):
+            trained = torch.compile(model)
+        started = time.perf_counter()
+        loss = train_fn(train_loader, trained, optimizer, loss_fn, scaler, epochs_left, rate, enough)
         seconds = time.perf_counter() - started
         epoch, epochs_left = epoch + 1, 0
 
-        full_size = epoch == cfg.NUM_EPOCHS or cfg.FULL_RES_EVERY > 0 and epoch % cfg.FULL_RES_EVERY == 0
-        scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=full_size)
+        full_size = epoch == cfg.NUM_EPOCHS or bool(reached) or cfg.FULL_RES_EVERY > 0 and epoch % cfg.FULL_RES_EVERY == 0
+        scores = evaluate(full_size)
         history.append({
             "epoch": epoch, "train_loss": loss, "val_loss": scores["loss"], "accuracy": scores["accuracy"], "dice": scores["dice"],
-            "one_minus_dice": 1 - scores["dice"], "full_dice": scores.get("full_dice"), "learning_rate": cfg.LEARNING_RATE,
+            "one_minus_dice": 1 - scores["dice"], "full_dice": scores.get("full_dice"), "learning_rate": optimizer.param_groups[0]["lr"],
             "seconds": seconds, "images_per_second": len(train_loader.dataset) / seconds, "peak_memory_mb": peak_memory(device) / 1e6,
         })
         best_so_far, best = best, max(best, scores["dice"])
@@ -165,6 +197,8 @@ def main(cfg):
         report(history, scores, cfg)
         draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
 
+    if reached:
+        print(reached[0])
     overview = os.path.join(cfg.SAVED_IMAGES_DIR, "overview.png")
     on = "demo Dice (rendered cars, not Carvana)" if is_demo(cfg) else "validation Dice"
     print(f"best {on} {max(best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; now look at {overview}")

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
 from dataset import CarvanaDataset, EpochSampler, one_thread
-from device import autocast, config_of, find_device, to_device
+from device import autocast, choose_workers, config_of, find_device, to_device
 from model import UNET
 from pictures import UserError, brief, read_mask
 
@@ -24,11 +23,10 @@ NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD"
 # ---------------------------------------------------------------- data
 
 def get_loaders(train_dir, train_maskdir, val_dir, val_maskdir, batch_size, train_transform, val_transform,
-                num_workers=4, pin_memory=True, *, size=None, channels=3, mask_resize="area", seed=0):
+                num_workers=4, pin_memory=True, *, size=None, channels=3, mask_resize="area", seed=0, cache_dir=None):
     """-> train_loader, val_loader over the pairs of the four folders; see CarvanaDataset for the keyword arguments.
-
     Batches: images (B, C, H, W), masks (B, H, W). The training order is a function of (seed, epoch)."""
-    reading = {"size": size, "channels": channels, "mask_resize": mask_resize, "seed": seed}
+    reading = {"size": size, "channels": channels, "mask_resize": mask_resize, "seed": seed, "cache_dir": cache_dir}
     train = CarvanaDataset(train_dir, train_maskdir, train_transform, **reading)
     val = CarvanaDataset(val_dir, val_maskdir, val_transform, **reading)
     loading = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
@@ -36,8 +34,11 @@ def get_loaders(train_dir, train_maskdir, val_dir, val_maskdir, batch_size, trai
 
 
 def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None):
+    """A DataLoader of a CarvanaDataset; num_workers: -1 for as many as this machine needs."""
+    if num_workers < 0:
+        num_workers = choose_workers(find_device(), cached=dataset.cache is not None)
     return DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, worker_init_fn=one_thread,
-                      pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=num_workers > 0,
+                      pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
                       generator=torch.Generator())  # its own, so that loading draws nothing from torch's random state
 
 
@@ -58,16 +59,12 @@ def checkpoint_state(model, optimizer, scaler, run, epoch, best, history):
 def restore(state, model, optimizer, scaler):
     """The reverse of checkpoint_state: fills the three in -> (epochs done, best, history).
 
-    The learning rate stays the optimizer's own, so that a changed constant takes effect. A checkpoint
-    of only weights, or of weights and optimizer, counts as epoch 0. Raises UserError where something does not fit."""
-    rates = [group["lr"] for group in optimizer.param_groups]
+    A checkpoint of only weights, or of weights and optimizer, counts as epoch 0. Raises UserError where something does not fit."""
     load_checkpoint(state, model)
     try:
         optimizer.load_state_dict(state.get("optimizer") or optimizer.state_dict())
     except (KeyError, ValueError) as error:
         raise UserError(f"the checkpoint's optimizer is another one ({brief(error)}); remove its 'optimizer', or train anew") from error
-    for group, rate in zip(optimizer.param_groups, rates):
-        group["lr"] = rate
     scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
     if "random" in state:
         torch.set_rng_state(state["random"]["torch"])
@@ -250,6 +247,8 @@ def _rows(counts, prefix):
 @torch.no_grad()
 def save_predictions_as_imgs(loader, model, folder="saved_images/", device="cuda", max_batches=None):
     """Write pred_{idx}.png (the predicted masks) and {idx}.png (the true ones) for each batch of a loader."""
+    import torchvision  # takes a second
+
     was_training = model.training
     model.to(device).eval()
     Path(folder).mkdir(parents=True, exist_ok=True)
