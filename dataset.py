@@ -91,8 +91,3 @@ def train_transform(rotate=35, horizontal_flip=0.5, vertical_flip=0.1, rotate_fi
 def val_transform():
     """The same without augmentation."""
     return A.Compose([ToTensorV2()])
-
-
-def one_thread(_worker):
-    """Workers share the cores; OpenCV's own threads in each would only fight over them."""
-    cv2.setNumThreads(0)

@@ -21,6 +21,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MASK_TYPES = (".gif", ".png")
 MASK_SUFFIX = "_mask"
+cv2.setNumThreads(0)  # several pictures are read at once; OpenCV's own threads would only fight over the cores
 READER = 1  # to be raised whenever read_image or read_mask returns something else for the same file
 CARVANA_NAME = re.compile(r"([0-9a-f]{12})_(?:0[1-9]|1[0-6])")  # <car>_<angle>
 UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
@@ -313,17 +314,20 @@ def read_pair(pair, size, channels, mask_resize):
 
 def _mask_levels(image):
     """PIL image -> its grey levels, (H, W) uint8 or uint16."""
-    if image.mode == "P":  # a third of the time that convert("L") takes
-        palette = image.crop((0, 0, 16, 16))
+    if image.mode == "P":  # in a fraction of the time that convert("L") takes
+        indices, palette = np.asarray(image), image.crop((0, 0, 16, 16))
         palette.putdata(range(256))
-        return cv2.LUT(np.asarray(image), np.asarray(palette.convert("L")).reshape(-1))
+        palette = np.asarray(palette.convert("L")).reshape(-1)
+        carvana = indices.max() == 1 and palette[0] < 128 <= palette[1]  # already 0 and 1
+        return indices if carvana else cv2.LUT(indices, palette)
     deep = _deep(image)
     return np.asarray(image.convert("L")) if deep is None else deep
 
 
 def _foreground(levels):
     """Grey levels -> uint8 (H, W) of 0 and 255."""
-    return cv2.compare(levels, 0.0 if levels.max() == 1 else float(np.iinfo(levels.dtype).max // 2), cv2.CMP_GT)
+    middle = 0 if levels.max() == 1 else np.iinfo(levels.dtype).max // 2
+    return cv2.threshold(levels, middle, 255, cv2.THRESH_BINARY)[1].astype(np.uint8, copy=False)
 
 
 def check_pair(image_path, mask_path):

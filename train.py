@@ -162,16 +162,16 @@ def main(cfg):
     def rate(step):
         return learning_rate(cfg.SCHEDULE, cfg.LEARNING_RATE, cfg.WARMUP, (epoch + step / steps) / cfg.NUM_EPOCHS)
 
-    def evaluate(full_size):
+    def evaluate(full_size, at_least=0.0):
         if cfg.BATCHNORM_IMAGES:
             utils.settle_batchnorm(model, train_loader, cfg.BATCHNORM_IMAGES)
-        scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=full_size)
+        scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=full_size, at_least=at_least)
         if cfg.STOP_AT_DICE and scores["dice"] >= cfg.STOP_AT_DICE:
             reached.append(f"Dice {scores['dice']:.5f} >= STOP_AT_DICE {cfg.STOP_AT_DICE}, {time.time() - STARTED:.1f} s after the start of the process")
         return scores
 
     def enough(step):
-        return step in looks and evaluate(full_size=False)["dice"] >= cfg.STOP_AT_DICE
+        return step in looks and evaluate(False, cfg.STOP_AT_DICE)["dice"] >= cfg.STOP_AT_DICE
 
     trained, seconds, epochs_left = model, 0.0, cfg.NUM_EPOCHS - epoch  # to announce
     while epoch < cfg.NUM_EPOCHS and not reached:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
-from dataset import CarvanaDataset, EpochSampler, one_thread
+from dataset import CarvanaDataset, EpochSampler
 from device import autocast, choose_workers, config_of, find_device, to_device
 from model import UNET
 from pictures import UserError, brief, read_mask
@@ -37,7 +37,7 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
     """A DataLoader of a CarvanaDataset; num_workers: -1 for as many as this machine needs."""
     if num_workers < 0:
         num_workers = choose_workers(find_device(), cached=dataset.cache is not None)
-    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, worker_init_fn=one_thread,
+    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers,
                       pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
                       generator=torch.Generator())  # its own, so that loading draws nothing from torch's random state
 
@@ -188,14 +188,16 @@ def settle_batchnorm(model, loader, images):
 # ---------------------------------------------------------------- scores and pictures
 
 @torch.no_grad()
-def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, outlines=False):
+def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, outlines=False, at_least=0.0):
     """Print pixel accuracy and Dice of a model over a loader of (images, masks), and return what was measured.
 
     -> {"dice", "iou", "accuracy", "precision", "recall": means over images at the network's resolution,
     "foreground": predicted share of all pixels, "loss": mean of loss_fn where given, "images": a dict per image}.
     full_size adds the same scores with "full_" before them: logits upsampled bilinearly to the size of the mask's
     file and thresholded there (the loader must go through a CarvanaDataset in order). outlines adds
-    "full_boundary", the mean distance of the outlines in pixels. The model is moved to device."""
+    "full_boundary", the mean distance of the outlines in pixels. The model is moved to device.
+    at_least: where not even perfect masks of all further images could lift the mean Dice so high, the rest is
+    left out, nothing is printed, and {"dice": what they would have made it} is returned."""
     was_training = model.training
     model.to(device).eval()
     cut = float(torch.logit(torch.tensor(config_of(model)["THRESHOLD"])))
@@ -218,7 +220,13 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
                 if outlines:
                     boundaries.append(metrics.boundary_distance(predicted.cpu().numpy(), truth.cpu().numpy()))
             done += len(images)
+            if at_least:
+                best_possible = 1 - (1 - metrics.dice(torch.cat(counts))).sum().item() / len(loader.dataset)
+                if best_possible < at_least:
+                    break
     model.train(was_training)
+    if at_least and best_possible < at_least:
+        return {"dice": best_possible}
 
     counts = torch.cat(counts).cpu()
     rows = _rows(counts, "")
