@@ -1,4 +1,4 @@
-"""Where the time goes, and how much less of it than the plain recipe takes: python benchmark.py [PART ...]
+"""Where the time goes, and how much less of it than the plain recipe takes: python benchmark.py [--parts PART ...]
 
 The plain recipe is what tutorials do: every epoch decodes the full-size files in two workers, and the network computes
 in float32 with channels first. It is written below and runs in a process of its own, ours in another. The two take
@@ -16,11 +16,13 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 import config
-from pictures import UserError, check_folders, find_pairs, keep_freed_memory, read_pair, refuse, user_errors
+from pictures import UserError, check_folders, find_pairs, keep_freed_memory, refuse, user_errors
 
 PARTS = ("reading", "loader", "step", "epoch", "evaluation", "scaling")
-SCALES = (100, 1000, 10_000)  # images
 SIZE = (config.IMAGE_HEIGHT, config.IMAGE_WIDTH)
 READ = 32  # pairs in a turn of reading
 
@@ -28,57 +30,54 @@ READ = 32  # pairs in a turn of reading
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = refuse
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {' '.join(PARTS)}; all by default")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"some of {' '.join(PARTS)}; all by default")
     parser.add_argument("--images", metavar="DIR", default=config.TRAIN_IMG_DIR, help="photographs; default %(default)s")
     parser.add_argument("--masks", metavar="DIR", default=config.TRAIN_MASK_DIR, help="their masks; default %(default)s")
     parser.add_argument("--features", type=int, nargs="+", default=config.FEATURES, metavar="N", help="of the network; default %(default)s")
     parser.add_argument("--batch-size", type=int, default=config.BATCH_SIZE, metavar="N", help="images a step; default %(default)s")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="steps in a turn; default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each; default %(default)s")
+    parser.add_argument("--scales", type=int, nargs="+", default=[100, 1000, 10_000], metavar="N", help="images, for the part scaling; default %(default)s")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="auto takes the first there is")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     args = parser.parse_args()
-    unknown = [part for part in args.parts if part not in PARTS]
-    if unknown:
-        raise UserError(f"there is no part {' or '.join(unknown)}; expected some of {' '.join(PARTS)}")
-    if min(args.batch_size, args.steps, args.rounds, *args.features) < 1:
-        raise UserError("expected --batch-size, --steps, --rounds and --features of at least 1")
+    if min(args.batch_size, args.steps, args.rounds, *args.features, *args.scales) < 1:
+        raise UserError("expected --batch-size, --steps, --rounds, --features and --scales of at least 1")
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise UserError(f"no folder {str(Path(args.json).parent)!r} to write --json {args.json} to; make it first")
     check_folders((args.images, args.masks))
-    args.parts = args.parts or PARTS
     return args
 
 
 # ---------------------------------------------------------------- the two sides: a part -> {what: seconds per image}
+
+class PlainDataset:
+    def __init__(self, pairs, transform):
+        self.pairs, self.transform = pairs, transform
+
+    def __getitem__(self, index):
+        image_path, mask_path = self.pairs[index]
+        image = np.array(Image.open(image_path).convert("RGB"))
+        mask = np.array(Image.open(mask_path).convert("L"), dtype=np.float32)
+        mask[mask == 255.0] = 1.0
+        item = self.transform(image=image, mask=mask)
+        return item["image"], item["mask"]
+
 
 class Plain:
     """What tutorials do."""
 
     def __init__(self, args, device):
         import albumentations as A
-        import numpy as np
         import torch
         from albumentations.pytorch import ToTensorV2
-        from PIL import Image
 
         from model import UNET
 
-        class PlainDataset(torch.utils.data.Dataset):
-            pairs = find_pairs(args.images, args.masks)
-            transform = A.Compose([
-                A.Resize(*SIZE), A.Rotate(limit=35, p=1.0), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.1),
-                A.Normalize(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), max_pixel_value=255.0), ToTensorV2()])
-
-            def __getitem__(self, index):
-                image_path, mask_path = self.pairs[index]
-                image = np.array(Image.open(image_path).convert("RGB"))
-                mask = np.array(Image.open(mask_path).convert("L"), dtype=np.float32)
-                mask[mask == 255.0] = 1.0
-                item = self.transform(image=image, mask=mask)
-                return item["image"], item["mask"]
-
-        self.dataset, self.device, self.images = PlainDataset(), device, args.batch_size * args.steps
+        transform = A.Compose([
+            A.Resize(*SIZE), A.Rotate(limit=35, p=1.0), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.1),
+            A.Normalize(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), max_pixel_value=255.0), ToTensorV2()])
+        self.dataset, self.device, self.images = PlainDataset(find_pairs(args.images, args.masks), transform), device, args.batch_size * args.steps
         self.model = UNET(features=args.features).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
         self.loss_fn = torch.nn.BCEWithLogitsLoss()
@@ -208,9 +207,9 @@ def timed(work):
     return time.perf_counter() - started
 
 
-def serve(connection, side, args):
+def serve(connection, side, args, start_method):
     """A process of one side: receives the names of methods, sends what they return."""
-    os.environ["TQDM_DISABLE"] = "1"
+    multiprocessing.set_start_method(start_method, force=True)  # of loaders' workers: the system's own, as in a training
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         try:
             if side is Ours:
@@ -229,7 +228,7 @@ class Process:
 
     def __init__(self, side, args):
         self.connection, theirs = multiprocessing.get_context("spawn").Pipe()
-        multiprocessing.get_context("spawn").Process(target=serve, args=(theirs, side, args)).start()
+        multiprocessing.get_context("spawn").Process(target=serve, args=(theirs, side, args, multiprocessing.get_start_method())).start()
         theirs.close()
         self.answer()
 
@@ -248,7 +247,6 @@ class Process:
 
 def grow(args, count, connection):
     """Decode, load and evaluate `count` pairs in a process of its own -> seconds and bytes."""
-    os.environ["TQDM_DISABLE"] = "1"
     keep_freed_memory()
     import torch
 
@@ -315,6 +313,7 @@ def show(part, times, note=""):
 def main(args):
     from device import find_device
     device = find_device(args.device)
+    os.environ["TQDM_DISABLE"] = "1"  # in the processes started from here
     report = {"machine": machine(device), "features": args.features, "batch_size": args.batch_size, "size": SIZE, "steps": args.steps, "rounds": args.rounds}
     print(f"{report['machine']}\nfeatures {' '.join(map(str, args.features))}, batches of {args.batch_size} at {SIZE[0]}x{SIZE[1]}, "
           f"medians of {args.rounds} turns of {args.steps} steps")
@@ -344,7 +343,7 @@ def main(args):
         print("\n| images | decoding, s | loading an epoch, s | evaluation, s | private memory, MB |\n|---:|---:|---:|---:|---:|")
         report["scaling"] = []
         context = multiprocessing.get_context("spawn")
-        for count in SCALES:
+        for count in args.scales:
             ours, theirs = context.Pipe()
             context.Process(target=grow, args=(args, count, theirs)).start()
             theirs.close()

@@ -8,9 +8,14 @@ import torch
 def confusion(predicted, target):
     """Two bool tensors (B, ...) of one shape -> int64 (B, 4): true positives, false positives, false negatives, true negatives."""
     predicted, target = predicted.flatten(1), target.flatten(1)
-    both = torch.count_nonzero(predicted & target, dim=1)
-    predicted, target, pixels = predicted.count_nonzero(dim=1), target.count_nonzero(dim=1), predicted.shape[1]
+    both, predicted, target, pixels = _count(predicted & target), _count(predicted), _count(target), predicted.shape[1]
     return torch.stack((both, predicted - both, target - both, pixels - predicted - target + both), dim=1)
+
+
+def _count(masks):
+    if masks.device.type == "cpu":  # NumPy counts four times as fast there
+        return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()])
+    return masks.count_nonzero(dim=1)
 
 
 def _share(part, whole):

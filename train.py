@@ -88,7 +88,7 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None
             bar.update(len(images))
             seen += len(images)
             recent.append(loss.detach() * len(images))
-            last = step == len(loader) - 1 or enough is not None and enough(step + 1)
+            last = enough is not None and enough(step + 1) or step == len(loader) - 1
             if step in (1, 5) or len(recent) == LOOK_EVERY or last:
                 recent = torch.stack(recent).tolist()  # the only place that waits for the device
                 stop_if_not_finite(recent, step, loader)
@@ -156,7 +156,7 @@ def main(cfg):
     train_loader.sampler.epoch = epoch
     draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
 
-    steps, reached = len(train_loader), []
+    steps, ended, reached = len(train_loader), 0, []
     looks = {round(steps * (look + 1) / cfg.LOOKS_PER_EPOCH) for look in range(cfg.LOOKS_PER_EPOCH)} if cfg.STOP_AT_DICE else ()
 
     def rate(step):
@@ -171,6 +171,8 @@ def main(cfg):
         return scores
 
     def enough(step):
+        nonlocal ended
+        ended = step
         return step in looks and evaluate(False, cfg.STOP_AT_DICE)["dice"] >= cfg.STOP_AT_DICE
 
     trained, seconds, epochs_left = model, 0.0, cfg.NUM_EPOCHS - epoch  # to announce
@@ -187,7 +189,7 @@ def main(cfg):
         history.append({
             "epoch": epoch, "train_loss": loss, "val_loss": scores["loss"], "accuracy": scores["accuracy"], "dice": scores["dice"],
             "one_minus_dice": 1 - scores["dice"], "full_dice": scores.get("full_dice"), "learning_rate": optimizer.param_groups[0]["lr"],
-            "seconds": seconds, "images_per_second": len(train_loader.dataset) / seconds, "peak_memory_mb": peak_memory(device) / 1e6,
+            "seconds": seconds, "images_per_second": min(ended * cfg.BATCH_SIZE, len(train_loader.dataset)) / seconds, "peak_memory_mb": peak_memory(device) / 1e6,
         })
         best_so_far, best = best, max(best, scores["dice"])
         state = utils.checkpoint_state(model, optimizer, scaler, run, epoch, best, history)
