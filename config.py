@@ -49,6 +49,7 @@ COMPILE = "auto"  # torch.compile: a minute first, faster steps then; auto: on C
 
 # what is kept
 LOAD_MODEL = False  # go on from CHECKPOINT_FILE; where all epochs are done, only evaluate [true | false]
+CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch; Ctrl-C and SIGTERM write one as well [0.001..100000.0]
 CHECKPOINT_FILE = "my_checkpoint.pth.tar"  # the last epoch's; all that resuming needs
 BEST_CHECKPOINT_FILE = "best_checkpoint.pth.tar"  # that of the epoch with the best validation Dice
 SAVED_IMAGES_DIR = "saved_images/"  # predictions, overview.png, batch.png, history.csv

@@ -55,17 +55,17 @@ class CarvanaDataset(Dataset):
 class EpochSampler(Sampler):
     """Every (epoch, index) once, in an order that follows from (seed, epoch) alone.
 
-    Each pass is the next epoch; set .epoch to go on at another."""
+    Each pass is the next epoch; set .epoch to go on at another, and .start to leave out its first indices in the next pass."""
 
     def __init__(self, length, seed=0):
-        self.length, self.seed, self.epoch = length, seed, 0
+        self.length, self.seed, self.epoch, self.start = length, seed, 0, 0
 
     def __len__(self):
         return self.length
 
     def __iter__(self):
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        return iter([(epoch, index) for index in self.order(epoch)])
+        (epoch, start), self.epoch, self.start = (self.epoch, self.start), self.epoch + 1, 0
+        return iter([(epoch, index) for index in self.order(epoch)[start:]])
 
     def order(self, epoch):
         """The indices of an epoch, in order."""

@@ -44,6 +44,7 @@ if __name__ == "__main__":  # wrong words and wrong folders are answered before 
 import csv  # noqa: E402
 import math  # noqa: E402
 import os  # noqa: E402
+import sys  # noqa: E402
 import uuid  # noqa: E402
 
 import torch  # noqa: E402
@@ -54,6 +55,7 @@ import draw  # noqa: E402
 import utils  # noqa: E402
 from dataset import train_transform, val_transform  # noqa: E402
 from device import amp_dtype, autocast, compiling_pays, find_device, peak_memory, plainly, to_device  # noqa: E402
+from interrupts import Signals, Stretch  # noqa: E402
 from model import UNET  # noqa: E402
 from recipe import learning_rate, make_optimizer  # noqa: E402
 
@@ -62,14 +64,13 @@ COLUMNS = ("epoch", "train_loss", "val_loss", "accuracy", "dice", "one_minus_dic
            "learning_rate", "seconds", "images_per_second", "peak_memory_mb")
 
 
-def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None, enough=None):
-    """One epoch over loader -> mean loss of its images.
+def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None):
+    """The steps of an epoch, or of a Stretch of it -> mean loss of its images.
 
-    epochs_left: of so many the time is announced early on. rate: steps done -> learning rate; None leaves the
-    optimizer's own. enough: steps done -> whether to end the epoch here."""
+    epochs_left: of so many the time is announced early on. rate: steps done here -> learning rate; None leaves the optimizer's own."""
     model.train()
     total, seen, recent, started = 0.0, 0, [], None
-    with tqdm(total=len(loader.dataset), unit=" images", dynamic_ncols=True, leave=False) as bar:
+    with tqdm(total=len(loader.dataset), initial=getattr(loader, "first", 0), unit=" images", dynamic_ncols=True, leave=False) as bar:
         for step, (images, masks) in enumerate(loader):
             if rate is not None:
                 for group in optimizer.param_groups:
@@ -88,28 +89,31 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None
             bar.update(len(images))
             seen += len(images)
             recent.append(loss.detach() * len(images))
-            last = enough is not None and enough(step + 1) or step == len(loader) - 1
-            if step in (1, 5) or len(recent) == LOOK_EVERY or last:
-                recent = torch.stack(recent).tolist()  # the only place that waits for the device
-                stop_if_not_finite(recent, step, loader)
-                total += sum(recent)
-                bar.set_postfix(loss=f"{recent[-1] / len(images):.4f}")
-                recent = []
+            if step in (1, 5) or len(recent) == LOOK_EVERY:
+                total += look_at(recent, step, loader, bar)
             if step == 1:
                 started = time.perf_counter()
             if step == 5 and epochs_left:
                 seconds = (time.perf_counter() - started) / 4 * len(loader)
                 tqdm.write(f"about {duration(seconds)} an epoch, {duration(seconds * epochs_left)} in all, and evaluation on top")
-            if last:
-                break
-    return total / seen
+        total += look_at(recent, step, loader, bar) if recent else 0.0
+    return total / max(seen, 1)
+
+
+def look_at(recent, step, loader, bar):
+    """Sum, show and forget the losses of the last steps: the only place that waits for the device."""
+    losses = torch.stack(recent).tolist()
+    recent.clear()
+    bar.set_postfix(loss=f"{losses[-1] / loader.batch_size:.4f}")
+    stop_if_not_finite(losses, step, loader)
+    return sum(losses)
 
 
 def stop_if_not_finite(losses, step, loader):
     """Raises UserError, naming the batch's files, where one of the losses up to this step is infinite or not a number."""
     bad = [not math.isfinite(loss) for loss in losses]
     if any(bad):
-        start = (step + 1 - len(losses) + bad.index(True)) * loader.batch_size
+        start = getattr(loader, "first", 0) + (step + 1 - len(losses) + bad.index(True)) * loader.batch_size
         order = loader.sampler.order(loader.sampler.epoch - 1) if hasattr(loader.sampler, "order") else []
         names = [loader.dataset.pairs[i][0].name for i in order[start:start + loader.batch_size]]
         raise UserError(f"the loss of step {start // loader.batch_size + 1} is not finite; its images: {', '.join(names) or 'unknown'}. "
@@ -142,13 +146,15 @@ def main(cfg):
           f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {parameters / 1e6:.2f} M parameters on {device}, "
           f"{str(amp_dtype(device, cfg.PRECISION)).removeprefix('torch.')}")
 
-    run, epoch, best, history = uuid.uuid4().hex, 0, -1.0, []
+    images = len(train_loader.dataset)
+    nothing_done = {"of": images, "images": 0, "loss": 0.0, "seconds": 0.0}
+    run, epoch, best, history, part = uuid.uuid4().hex, 0, -1.0, [], nothing_done
     if cfg.LOAD_MODEL:
         state = utils.read_checkpoint(cfg.CHECKPOINT_FILE)
         compare_with_checkpoint(cfg, state.get("config", {}))
-        epoch, best, history = utils.restore(state, model, optimizer, scaler)
-        run = state.get("run", run)
-        print(f"{cfg.CHECKPOINT_FILE}: {epoch} of {cfg.NUM_EPOCHS} epochs done")
+        epoch, best, history, part = utils.restore(state, model, optimizer, scaler)
+        run, part = state.get("run", run), part if part and part["of"] == images else nothing_done
+        print(f"{cfg.CHECKPOINT_FILE}: {epoch} of {cfg.NUM_EPOCHS} epochs done" + (f", and {part['images']} images of the next" if part["images"] else ""))
         scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=True)
         print(f"Dice {scores['full_dice']:.4f} at full size")
         best = scores["dice"] if best < 0 else best
@@ -156,11 +162,15 @@ def main(cfg):
     train_loader.sampler.epoch = epoch
     draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
 
-    steps, ended, reached = len(train_loader), 0, []
-    looks = {round(steps * (look + 1) / cfg.LOOKS_PER_EPOCH) for look in range(cfg.LOOKS_PER_EPOCH)} if cfg.STOP_AT_DICE else ()
+    looks = {round(len(train_loader) * (look + 1) / cfg.LOOKS_PER_EPOCH) * cfg.BATCH_SIZE for look in range(cfg.LOOKS_PER_EPOCH - 1)} | {images} if cfg.STOP_AT_DICE else set()
+    reached, saved = [], time.monotonic()
+
+    def pause(done):
+        return signals.received or done in looks or time.monotonic() - saved > 60 * cfg.CHECKPOINT_MINUTES
 
     def rate(step):
-        return learning_rate(cfg.SCHEDULE, cfg.LEARNING_RATE, cfg.WARMUP, (epoch + step / steps) / cfg.NUM_EPOCHS)
+        progress = min(part["images"] + step * cfg.BATCH_SIZE, images) / images
+        return learning_rate(cfg.SCHEDULE, cfg.LEARNING_RATE, cfg.WARMUP, (epoch + progress) / cfg.NUM_EPOCHS)
 
     def evaluate(full_size, at_least=0.0):
         if cfg.BATCHNORM_IMAGES:
@@ -170,34 +180,48 @@ def main(cfg):
             reached.append(f"Dice {scores['dice']:.5f} >= STOP_AT_DICE {cfg.STOP_AT_DICE}, {time.time() - STARTED:.1f} s after the start of the process")
         return scores
 
-    def enough(step):
-        nonlocal ended
-        ended = step
-        return step in looks and evaluate(False, cfg.STOP_AT_DICE)["dice"] >= cfg.STOP_AT_DICE
+    def save(filename=cfg.CHECKPOINT_FILE):
+        utils.save_checkpoint(utils.checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part), filename)
 
-    trained, seconds, epochs_left = model, 0.0, cfg.NUM_EPOCHS - epoch  # to announce
-    while epoch < cfg.NUM_EPOCHS and not reached:
-        if trained is model and compiling_pays(cfg.COMPILE, device, seconds * (cfg.NUM_EPOCHS - epoch)):
-            trained = torch.compile(model)
-        started = time.perf_counter()
-        loss = train_fn(train_loader, trained, optimizer, loss_fn, scaler, epochs_left, rate, enough)
-        seconds = time.perf_counter() - started
-        epoch, epochs_left = epoch + 1, 0
+    trained, ahead, epochs_left = model, 0.0, cfg.NUM_EPOCHS - epoch  # to announce
+    with Signals() as signals:
+        while epoch < cfg.NUM_EPOCHS and not reached:
+            if trained is model and compiling_pays(cfg.COMPILE, device, ahead):
+                trained = torch.compile(model)
+            started = time.perf_counter()
+            stretch = Stretch(train_loader, epoch, part["images"], pause)
+            loss = train_fn(stretch, trained, optimizer, loss_fn, scaler, epochs_left, rate)
+            part = {"of": images, "images": stretch.done, "loss": part["loss"] + loss * (stretch.done - stretch.first), "seconds": part["seconds"] + time.perf_counter() - started}
+            epochs_left = 0
+            if signals.received or stretch.error or time.monotonic() - saved > 60 * cfg.CHECKPOINT_MINUTES:
+                save()
+                saved = time.monotonic()
+            if stretch.error:
+                raise stretch.error
+            if signals.received:
+                print(f"ended after {part['images']} of {images} images of epoch {epoch + 1}; the same command with --load-model true goes on there")
+                sys.exit(128 + signals.received)
+            if part["images"] in looks:
+                evaluate(full_size=False, at_least=cfg.STOP_AT_DICE)
+            if part["images"] < images and not reached:
+                continue
 
-        full_size = epoch == cfg.NUM_EPOCHS or bool(reached) or cfg.FULL_RES_EVERY > 0 and epoch % cfg.FULL_RES_EVERY == 0
-        scores = evaluate(full_size)
-        history.append({
-            "epoch": epoch, "train_loss": loss, "val_loss": scores["loss"], "accuracy": scores["accuracy"], "dice": scores["dice"],
-            "one_minus_dice": 1 - scores["dice"], "full_dice": scores.get("full_dice"), "learning_rate": optimizer.param_groups[0]["lr"],
-            "seconds": seconds, "images_per_second": min(ended * cfg.BATCH_SIZE, len(train_loader.dataset)) / seconds, "peak_memory_mb": peak_memory(device) / 1e6,
-        })
-        best_so_far, best = best, max(best, scores["dice"])
-        state = utils.checkpoint_state(model, optimizer, scaler, run, epoch, best, history)
-        if best > best_so_far:
-            utils.save_checkpoint(state, cfg.BEST_CHECKPOINT_FILE)
-        utils.save_checkpoint(state, cfg.CHECKPOINT_FILE)
-        report(history, scores, cfg)
-        draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
+            epoch += 1
+            full_size = epoch == cfg.NUM_EPOCHS or bool(reached) or cfg.FULL_RES_EVERY > 0 and epoch % cfg.FULL_RES_EVERY == 0
+            scores = evaluate(full_size)
+            history.append({
+                "epoch": epoch, "train_loss": part["loss"] / part["images"], "val_loss": scores["loss"], "accuracy": scores["accuracy"], "dice": scores["dice"],
+                "one_minus_dice": 1 - scores["dice"], "full_dice": scores.get("full_dice"), "learning_rate": optimizer.param_groups[0]["lr"],
+                "seconds": part["seconds"], "images_per_second": part["images"] / part["seconds"], "peak_memory_mb": peak_memory(device) / 1e6,
+            })
+            ahead = part["seconds"] * (cfg.NUM_EPOCHS - epoch)
+            best_so_far, best, part = best, max(best, scores["dice"]), nothing_done
+            if best > best_so_far:
+                save(cfg.BEST_CHECKPOINT_FILE)
+            save()
+            saved = time.monotonic()
+            report(history, scores, cfg)
+            draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
 
     if reached:
         print(reached[0])
@@ -208,8 +232,8 @@ def main(cfg):
 
 def compare_with_checkpoint(cfg, old):
     """Print what changed since a checkpoint was written. Raises UserError where that makes it another network."""
-    changed = {name: value for name, value in old.items() if name in vars(cfg) and getattr(cfg, name) != value and name != "LOAD_MODEL"}
-    fatal = [name for name in changed if name in utils.NETWORK_CONSTANTS]
+    changed = {name: value for name, value in ({"OPTIMIZER": "adam"} | old).items() if name in vars(cfg) and getattr(cfg, name) != value and name != "LOAD_MODEL"}
+    fatal = [name for name in changed if name in (*utils.NETWORK_CONSTANTS, "OPTIMIZER")]
     if fatal:
         words = " ".join(f"{config.option(name)} {' '.join(map(str, changed[name])) if isinstance(changed[name], list) else changed[name]}" for name in fatal)
         raise UserError(f"{cfg.CHECKPOINT_FILE} was trained with other {', '.join(fatal)}; to go on with it, add {words}; "

@@ -1,5 +1,6 @@
 """Loaders, checkpoints, scores and prediction images: what the scripts share."""
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ from tqdm import tqdm
 import metrics
 from dataset import CarvanaDataset, EpochSampler
 from device import autocast, choose_workers, config_of, find_device, to_device
+from interrupts import leave_signals_alone
 from model import UNET
 from pictures import UserError, brief, read_mask
 
@@ -37,27 +39,27 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
     """A DataLoader of a CarvanaDataset; num_workers: -1 for as many as this machine needs."""
     if num_workers < 0:
         num_workers = choose_workers(find_device(), cached=dataset.cache is not None)
-    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers,
+    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, worker_init_fn=leave_signals_alone,
                       pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
                       generator=torch.Generator())  # its own, so that loading draws nothing from torch's random state
 
 
 # ---------------------------------------------------------------- checkpoints
 
-def checkpoint_state(model, optimizer, scaler, run, epoch, best, history):
+def checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part=None):
     """The one dict that resuming needs, of tensors and plain values only (torch.load's weights_only=True reads it).
 
     run: what tells this training from others; epoch: how many are done; best: highest validation Dice so far;
-    history: a dict per epoch."""
+    history: a dict per epoch; part: what is done of the next one."""
     return {
         "run": run, "state_dict": _plain_names(model.state_dict()), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
-        "epoch": epoch, "best": best, "history": history, "config": config_of(model),
+        "epoch": epoch, "best": best, "history": history, "part": part, "config": config_of(model),
         "random": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
     }
 
 
 def restore(state, model, optimizer, scaler):
-    """The reverse of checkpoint_state: fills the three in -> (epochs done, best, history).
+    """The reverse of checkpoint_state: fills the three in -> (epochs done, best, history, part of the next epoch or None).
 
     A checkpoint of only weights, or of weights and optimizer, counts as epoch 0. Raises UserError where something does not fit."""
     load_checkpoint(state, model)
@@ -70,7 +72,7 @@ def restore(state, model, optimizer, scaler):
         torch.set_rng_state(state["random"]["torch"])
         if len(state["random"]["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    return state.get("epoch", 0), state.get("best", -1.0), state.get("history", [])
+    return state.get("epoch", 0), state.get("best", -1.0), state.get("history", []), state.get("part")
 
 
 def save_checkpoint(state, filename="my_checkpoint.pth.tar"):
@@ -91,10 +93,19 @@ def save_checkpoint(state, filename="my_checkpoint.pth.tar"):
             path.rename(aside)
             print(f"{path} is of another run; it is now {aside}")
         os.replace(temporary, path)
+        sync_folder(path.absolute().parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
         raise UserError(f"{filename} could not be written ({brief(error)}); what stood there before is untouched. "
                         "Free some space, then go on with --load-model true") from error
+
+
+def sync_folder(folder):
+    """Have a rename in it survive a loss of power, where the system can be told so."""
+    with contextlib.suppress(OSError):  # Windows opens no folders
+        number = os.open(folder, os.O_RDONLY)
+        os.fsync(number)
+        os.close(number)
 
 
 def _run_of(path):

@@ -1,0 +1,59 @@
+"""What ends a stretch of training before its epoch does: a signal, the clock, a loader that fails."""
+
+import signal
+import sys
+import threading
+
+
+class Stretch:
+    """The batches of an epoch behind its first `done` images, until pause() is true after a step, or reading fails.
+
+    A loader for train_fn. done: images whose step is complete; error: what reading failed with, kept so that what
+    was learnt up to then can be saved first."""
+
+    def __init__(self, loader, epoch, done, pause=lambda: False):
+        self.loader, self.epoch, self.first, self.done, self.pause, self.error = loader, epoch, done, done, pause, None
+        self.dataset, self.batch_size, self.sampler = loader.dataset, loader.batch_size, loader.sampler
+
+    def __len__(self):
+        return -(-(len(self.dataset) - self.first) // self.batch_size)
+
+    def __iter__(self):
+        self.sampler.epoch, self.sampler.start = self.epoch, self.first
+        try:
+            for batch in self.loader:
+                yield batch
+                self.done += len(batch[0])
+                if self.pause(self.done):
+                    return
+        except Exception as error:  # from reading alone: what goes wrong in a step is not raised here
+            self.error = error
+
+
+class Signals:
+    """with Signals() as signals: the first Ctrl-C or SIGTERM only sets signals.received; a second one ends the process at once."""
+
+    def __enter__(self):
+        self.received = None
+        if threading.current_thread() is threading.main_thread():
+            self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def receive(self, number, _frame):
+        self.received = number
+        self.restore()
+        print("\nending after this step, with a checkpoint; once more ends at once", file=sys.stderr)
+
+    def restore(self):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+    def __exit__(self, *_):
+        for number, handler in getattr(self, "before", {}).items():
+            signal.signal(number, handler)
+
+
+def leave_signals_alone(_worker):
+    """For a loader's workers: Ctrl-C reaches them too, but it is the training process that decides when they end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
