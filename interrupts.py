@@ -1,5 +1,6 @@
 """What ends a stretch of training before its epoch does: a signal, the clock, a loader that fails."""
 
+import os
 import signal
 import sys
 import threading
@@ -54,6 +55,7 @@ class Signals:
 
 
 def leave_signals_alone(_worker):
-    """For a loader's workers: Ctrl-C reaches them too, but it is the training process that decides when they end."""
+    """For a loader's workers: what is sent to a terminal's whole group is for the training process, which ends them when it is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()

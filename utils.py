@@ -212,7 +212,9 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     was_training = model.training
     model.to(device).eval()
     cut = float(torch.logit(torch.tensor(config_of(model)["THRESHOLD"])))
-    counts, full_counts, boundaries, loss, done = [], [], [], 0.0, 0
+    # made at once: many small tensors that stay would keep the large ones between them from being one piece of memory again
+    counts, full_counts = (torch.zeros(len(loader.dataset), 4, dtype=torch.int64, device=device) for _ in range(2))
+    boundaries, loss, done = [], 0.0, 0
     with ThreadPoolExecutor(max_workers=2) as readers:
         for images, masks in tqdm(loader, desc="evaluating", unit=" batches", delay=2, leave=False):
             pairs = loader.dataset.pairs[done:done + len(images)] if full_size else []
@@ -221,28 +223,28 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
             with autocast(model):
                 logits = model(images)
             logits = logits.float()
-            counts.append(metrics.confusion(logits > cut, masks >= 0.5))
+            counts[done:done + len(images)] = metrics.confusion(logits > cut, masks >= 0.5)
             if loss_fn is not None:
                 loss += loss_fn(logits, masks).item() * len(images)
-            for logit, truth in zip(logits, truths):
+            for i, (logit, truth) in enumerate(zip(logits, truths), done):
                 truth = torch.from_numpy(truth.result() > 127).to(logit.device)
                 predicted = F.interpolate(logit[None], size=truth.shape, mode="bilinear")[0, 0] > cut
-                full_counts.append(metrics.confusion(predicted[None], truth[None]))
+                full_counts[i] = metrics.confusion(predicted[None], truth[None])[0]
                 if outlines:
                     boundaries.append(metrics.boundary_distance(predicted.cpu().numpy(), truth.cpu().numpy()))
             done += len(images)
             if at_least:
-                best_possible = 1 - (1 - metrics.dice(torch.cat(counts))).sum().item() / len(loader.dataset)
+                best_possible = 1 - (1 - metrics.dice(counts[:done])).sum().item() / len(loader.dataset)
                 if best_possible < at_least:
                     break
     model.train(was_training)
     if at_least and best_possible < at_least:
         return {"dice": best_possible}
 
-    counts = torch.cat(counts).cpu()
+    counts = counts[:done].cpu()
     rows = _rows(counts, "")
     if full_size:
-        rows = [a | b for a, b in zip(rows, _rows(torch.cat(full_counts).cpu(), "full_"))]
+        rows = [a | b for a, b in zip(rows, _rows(full_counts[:done].cpu(), "full_"))]
     for row, boundary in zip(rows, boundaries):
         row["full_boundary"] = boundary
     result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

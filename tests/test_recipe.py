@@ -12,6 +12,7 @@ import train
 import utils
 from dataset import val_transform
 from model import UNET
+from pictures import UserError
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 144), (2, 64, 9), (1, 5, 1000)])
@@ -155,3 +156,9 @@ def test_workers_are_chosen_from_the_machine():
     assert device.choose_workers(torch.device("cpu"), cached=True) == 0
     assert device.choose_workers(torch.device("cpu"), cached=False) in (1, 2)
     assert 1 <= device.choose_workers(torch.device("cuda"), cached=True) <= 8
+
+
+def test_another_optimizer_does_not_go_on_with_this_ones_state(settings):
+    train.main(settings(NUM_EPOCHS=1))
+    with pytest.raises(UserError, match="other OPTIMIZER; to go on with it, add --optimizer adam"):
+        train.main(settings(NUM_EPOCHS=2, OPTIMIZER="muon", LOAD_MODEL=True))
