@@ -90,21 +90,21 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None
             seen += len(images)
             recent.append(loss.detach() * len(images))
             if step in (1, 5) or len(recent) == LOOK_EVERY:
-                total += look_at(recent, step, loader, bar)
+                total += look_at(recent, len(images), step, loader, bar)
             if step == 1:
                 started = time.perf_counter()
             if step == 5 and epochs_left:
                 seconds = (time.perf_counter() - started) / 4 * len(loader)
                 tqdm.write(f"about {duration(seconds)} an epoch, {duration(seconds * epochs_left)} in all, and evaluation on top")
-        total += look_at(recent, step, loader, bar) if recent else 0.0
+        total += look_at(recent, len(images), step, loader, bar) if recent else 0.0
     return total / max(seen, 1)
 
 
-def look_at(recent, step, loader, bar):
-    """Sum, show and forget the losses of the last steps: the only place that waits for the device."""
+def look_at(recent, images, step, loader, bar):
+    """Sum, show and forget the losses of the last steps, the last one of so many images: the only place that waits for the device."""
     losses = torch.stack(recent).tolist()
     recent.clear()
-    bar.set_postfix(loss=f"{losses[-1] / loader.batch_size:.4f}")
+    bar.set_postfix(loss=f"{losses[-1] / images:.4f}")
     stop_if_not_finite(losses, step, loader)
     return sum(losses)
 
