@@ -86,7 +86,7 @@ def in_threads(function, items, what):
 def keep_freed_memory():
     """Let glibc keep what is freed instead of returning it to the system: fresh pages cost more than what is done in them.
 
-    For arrays and tensors of megabytes, on a CPU; see benchmark.py for the gain. Elsewhere it does nothing."""
+    For arrays and tensors of megabytes, on a CPU. Where the C library is another one it does nothing."""
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_MAX, 0)
