@@ -148,7 +148,9 @@ def read_checkpoint(filename, device="cpu"):
     except FileNotFoundError:
         raise UserError(f"no checkpoint {str(filename)!r}; train one with python train.py, or name another") from None
     except Exception as error:  # a damaged or hostile file can raise nearly anything
-        raise UserError(f"{filename} is not a checkpoint that can be read ({brief(error)}); name another") from error
+        good = [path.name for path in sorted(Path(filename).parent.glob("*.pth.tar")) if path != Path(filename) and _run_of(path) is not None]
+        instead = f"copy one of these over it, or name one: {', '.join(good)}" if good else "name another"
+        raise UserError(f"{filename} is not a checkpoint that can be read ({brief(error)}); {instead}") from error
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(weights, dict) or not any(str(name).endswith("final_conv.weight") for name in weights):
         raise UserError(f"{filename} holds no weights of a UNET (a state_dict with final_conv.weight); name another")

@@ -142,6 +142,20 @@ def test_a_file_that_goes_bad_in_the_middle_is_named_and_nothing_is_lost(setting
     assert same(straight, learnt())
 
 
+@pytest.mark.parametrize("keep", [0, 0.5, 0.99])
+def test_for_a_damaged_checkpoint_the_good_ones_are_offered(settings, data, keep):
+    train.main(settings(NUM_EPOCHS=1))
+    (data / "notes.pth.tar").write_text("not one either")
+    path = data / "my_checkpoint.pth.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[:int(keep * len(content))])
+    with pytest.raises(UserError, match=r"my_checkpoint.pth.tar is not a checkpoint .*over it, or name one: best_checkpoint.pth.tar$"):
+        train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
+    (data / "best_checkpoint.pth.tar").replace(path)
+    train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
+    assert result()["epoch"] == 2
+
+
 def test_a_second_signal_ends_at_once():
     with pytest.raises(KeyboardInterrupt):
         with Signals() as signals:
