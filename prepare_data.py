@@ -13,6 +13,7 @@ import filecmp
 import shutil
 import signal
 import sys
+import time
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -78,7 +79,7 @@ def main(args):
     except OSError as error:
         raise UserError(f"{error}; {out} is as it was") from error
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        clear(staging)
 
 
 def prepare(args, staging, out):
@@ -257,7 +258,16 @@ def undo(staging, out):
     for folder in list((staging / "old").iterdir()) if (staging / "old").exists() else ():
         shutil.rmtree(out / folder.name, ignore_errors=True)
         folder.rename(out / folder.name)
-    shutil.rmtree(staging, ignore_errors=True)
+    clear(staging)
+
+
+def clear(folder):
+    """Remove a folder; again where a thread, whose start an interruption cut off from its pool, was still writing its last file."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def visible(folder):
