@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 import config
-from pictures import UserError, check_folders, find_pairs, keep_freed_memory, refuse, user_errors
+from pictures import UserError, check_folders, find_pairs, keep_freed_memory, refuse, replacing, user_errors
 
 PARTS = ("reading", "loader", "step", "epoch", "evaluation", "scaling")
 SIZE = (config.IMAGE_HEIGHT, config.IMAGE_WIDTH)
@@ -352,7 +352,8 @@ def main(args):
             report["scaling"].append(row)
             print(f"| {count:,} | {row['find_s']:.1f} | {row['decode_s']:.1f} | {row['load_s']:.1f} | {row['evaluate_s']:.1f} | {row['private_mb']:.0f} |")
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=1))
+        with replacing(args.json) as temporary:
+            temporary.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

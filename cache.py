@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import PIL
 
-from pictures import READER, UserError, brief, in_threads, listed, read_pair, stamp
+from pictures import READER, UserError, brief, in_threads, listed, read_pair, printable, stamp
 
 ABANDONED = 600  # seconds after which an unfinished file that no longer grows is nobody's
 
@@ -41,7 +41,7 @@ class Cache:
         image, mask = np.array(record["image"]), np.array(record["mask"])
         if not self.verified[index]:
             if checksum(image, mask) != record["checksum"]:
-                complain(f"{self.path} is damaged at {self.pairs[index][0].name}, which is read from the photograph; the next run makes the file anew")
+                complain(f"{self.path} is damaged at {printable(self.pairs[index][0].name)}, which is read from the photograph; the next run makes the file anew")
                 with suppress(OSError):
                     self.path.unlink()
                 return read_pair(self.pairs[index], **self.reading)

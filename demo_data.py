@@ -10,6 +10,7 @@ import multiprocessing
 import shutil
 import signal
 import sys
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from pictures import UserError
+from pictures import UserError, brief
 
 ANGLES = 16  # a turntable's stops, 22.5 degrees apart
 OVERSAMPLING = 2  # everything is painted at twice the size and averaged
@@ -416,12 +417,12 @@ def render_set(out, cars=28, val_cars=4, angles=10, size=(320, 480), seed=0):
                 folder.mkdir(parents=True, exist_ok=True)
             jobs += [(seed, number, (number + round(i * ANGLES / angles)) % ANGLES + 1, size, *folders) for i in range(angles)]
         start = "fork" if sys.platform == "linux" else "spawn"  # spawned processes would import all of the caller first
-        with multiprocessing.get_context(start).Pool(None, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            for _ in tqdm(pool.imap_unordered(render_pair, jobs, chunksize=4), total=len(jobs), desc="rendering", unit=" images"):
+        with ProcessPoolExecutor(None, multiprocessing.get_context(start), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            for _ in tqdm(pool.map(render_pair, jobs, chunksize=4), total=len(jobs), desc="rendering", unit=" images"):
                 pass
         staging.rename(out)
-    except OSError as error:
-        raise UserError(f"{out} could not be rendered ({error}); free some space or choose another folder") from error
+    except (OSError, BrokenExecutor) as error:
+        raise UserError(f"{out} could not be rendered ({brief(error)}); free some space or memory, or choose another folder") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 

@@ -10,8 +10,18 @@ from pictures import UserError, brief
 
 LINEAGE_INPUT = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "MEAN": [0.0], "STD": [1.0], "THRESHOLD": 0.5,
                  "MASK_RESIZE": "area", "PRECISION": "auto"}  # of a model that carries no configuration
+INPUT_RULES = {  # what a configuration that comes with a file may say; channels: the network's
+    "IMAGE_HEIGHT": lambda value, channels: type(value) is int and 1 <= value <= 16384,
+    "IMAGE_WIDTH": lambda value, channels: type(value) is int and 1 <= value <= 16384,
+    "MEAN": lambda value, channels: isinstance(value, list) and len(value) in (1, channels) and all(type(one) in (int, float) and -10 <= one <= 10 for one in value),
+    "STD": lambda value, channels: isinstance(value, list) and len(value) in (1, channels) and all(type(one) in (int, float) and 1e-6 <= one <= 1000 for one in value),
+    "THRESHOLD": lambda value, channels: type(value) in (int, float) and 0 < value < 1,
+    "MASK_RESIZE": lambda value, channels: value in ("area", "nearest"),
+    "PRECISION": lambda value, channels: value in ("auto", "bf16", "fp16", "fp32"),
+}
 MISHAPS = {  # what torch says -> what it means here
     "out of memory": "the GPU's memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    "Unable to allocate": "the memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
     "allocate memory": "the memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
     "exited unexpectedly": "a process that reads the images was ended from outside, usually for want of memory; lower NUM_WORKERS or BATCH_SIZE",
     "killed by signal": "a process that reads the images was killed, for want of memory or of /dev/shm; set NUM_WORKERS to 0 or lower BATCH_SIZE",

@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
 from device import autocast, config_of, device_of, to_device
-from pictures import picture_size, read_image, read_mask
+from pictures import picture_size, read_image, read_mask, replacing, printable
 from utils import save_predictions_as_imgs
 
 # Two colours that are told apart with any kind of colour vision (Okabe and Ito, 2008).
@@ -67,11 +67,9 @@ def sheet(rows, heads=(), foot=""):
 
 
 def save(picture, path):
-    """Write a picture so that `path` is never half a file."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp"
-    Image.fromarray(picture).save(temporary, format="PNG" if str(path).lower().endswith(".png") else "JPEG")
-    os.replace(temporary, path)
+    """Write a picture to a .png or .jpg."""
+    with replacing(path) as temporary:
+        Image.fromarray(picture).save(temporary)
 
 
 def batch(loader, images):
@@ -114,6 +112,6 @@ def validation_pictures(loader, model, scores, folder, max_batches):
     for word, places in ranks.items():
         for index in [order[place] for place in places if 0 <= place < len(order) and order[place] not in shown]:
             shown.add(index)
-            rows.append((f"{word}: {loader.dataset.pairs[index][0].name}   Dice {dices[index]:.4f}", compare(loader.dataset, index, model)))
+            rows.append((f"{word}: {printable(loader.dataset.pairs[index][0].name)}   Dice {dices[index]:.4f}", compare(loader.dataset, index, model)))
     page = sheet(rows, ("photograph", "truth", "prediction", "difference"), "orange: wrongly taken as car   blue: missed")
     save(page, os.path.join(folder, "overview.png"))

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import config
-from pictures import UserError, find_pairs, keep_freed_memory, refuse, user_errors
+from pictures import UserError, find_pairs, keep_freed_memory, refuse, replacing, printable, user_errors
 
 
 def arguments():
@@ -49,9 +49,10 @@ def main(args):
     print(f"mean distance of the outlines {scores['full_boundary']:27.2f} pixels (average symmetric surface distance)")
     print("\nworst by full-size Dice")
     for row in sorted(scores["images"], key=lambda row: row["full_dice"])[:5]:
-        print(f"  {row['full_dice']:.4f}  {row['name']}")
+        print(f"  {row['full_dice']:.4f}  {printable(row['name'])}")
     if args.json:
-        Path(args.json).write_text(json.dumps({"model": args.model, "images_dir": args.images} | scores, indent=1))
+        with replacing(args.json) as temporary:
+            temporary.write_text(json.dumps({"model": args.model, "images_dir": args.images} | scores, indent=1))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import os
 import re
+import stat
 import sys
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -21,6 +24,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MASK_TYPES = (".gif", ".png")
 MASK_SUFFIX = "_mask"
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow knows more, some of which run other programs
+REMEDIES = {errno.ENOSPC: "free some space", errno.EFBIG: "free some space", errno.EDQUOT: "free some space",
+            errno.EACCES: "check its permissions", errno.EPERM: "check its permissions", errno.EROFS: "choose a folder that can be written to",
+            errno.ENAMETOOLONG: "choose a shorter name"}
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, and sizes that are within the limit
 cv2.setNumThreads(0)  # several pictures are read at once; OpenCV's own threads would only fight over the cores
 READER = 1  # to be raised whenever read_image or read_mask returns something else for the same file
 CARVANA_NAME = re.compile(r"([0-9a-f]{12})_(?:0[1-9]|1[0-6])")  # <car>_<angle>
@@ -41,20 +49,52 @@ def refuse(message):
 
 
 def brief(error):
-    """The first line of an exception's message, or its name where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """What an exception says, in a line: the system's words, else the first line of its message, else its name."""
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def printable(name):
+    """A name as text of one line: what a terminal would not print, or act upon, as escapes."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(name))
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """with replacing(path) as temporary: what is written to `temporary` becomes `path`, whole or not at all.
+
+    Raises UserError where it cannot be written: what was there before stays."""
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")  # ends like path, which tells Pillow the format
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{printable(path)} cannot be written ({brief(error)}); {REMEDIES.get(error.errno, 'check the path')}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def told(error):
+    """An OSError in words: which file, what, and what to do about it."""
+    name = f"{printable(error.filename)}: " if error.filename is not None else ""
+    return f"{name}{brief(error)}; {REMEDIES.get(error.errno, 'check the path')}"
 
 
 @contextlib.contextmanager
 def user_errors():
     """Around a script: a UserError, or the system's refusal, becomes one message on stderr and exit status 2; Ctrl-C status 130."""
     if hasattr(sys.stdout, "reconfigure"):  # not a notebook's
-        sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
+        # a log file shows each line when it is printed; a file's name may hold what the terminal's encoding has not
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         yield
-    except (UserError, OSError) as error:
+    except UserError as error:
         message = str(error).rsplit("UserError: ", 1)[-1].strip()  # a DataLoader worker wraps it into its traceback
         sys.exit(_complain(f"error: {message}", 2))
+    except OSError as error:
+        sys.exit(_complain(f"error: {told(error)}", 2))
     except KeyboardInterrupt:
         sys.exit(_complain("\ninterrupted", 130))
 
@@ -96,12 +136,17 @@ def keep_freed_memory():
 # ---------------------------------------------------------------- which files belong together
 
 def listing(folder, what):
-    """Sorted paths of the files in `folder`; hidden files and sub-folders are left out."""
+    """Sorted paths of the files in `folder`; hidden files and sub-folders are left out, unless these are named like pictures."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}, where the {what} should be; "
                         "make the data with prepare_data.py, or set the folder in config.py")
-    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and not p.is_dir())
+    return sorted(p for p in folder.iterdir() if not p.name.startswith(".") and is_picture_or_file(p))
+
+
+def is_picture_or_file(path):
+    """False for a folder, unless it is named like a picture: then it is a fault to be told."""
+    return path.suffix.lower() in IMAGE_TYPES + MASK_TYPES or not path.is_dir()
 
 
 def pair_names(image_names, mask_names):
@@ -114,19 +159,19 @@ def pair_names(image_names, mask_names):
         stems = {}
         for name in sorted(names):
             if Path(name).suffix.lower() not in types:
-                problems.append(f"{name}: not {'an' if what == 'image' else 'a'} {what} ({' '.join(types)})")
+                problems.append(f"{printable(name)}: not {'an' if what == 'image' else 'a'} {what} ({' '.join(types)})")
             else:
                 stems.setdefault(stem_of(Path(name).stem), []).append(name)
-        problems.extend(f"{stem}: more than one {what}: {', '.join(found)}"
+        problems.extend(f"{printable(stem)}: more than one {what}: {', '.join(map(printable, found))}"
                         for stem, found in stems.items() if len(found) > 1)
         return stems
 
     images = by_stem(image_names, IMAGE_TYPES, "image", lambda stem: stem)
     masks = by_stem(mask_names, MASK_TYPES, "mask",
                     lambda stem: stem if stem in images else stem.removesuffix(MASK_SUFFIX))
-    problems.extend(f"{found[0]}: image without a mask (expected {stem}{MASK_SUFFIX}.gif or .png, or {stem}.gif or .png)"
+    problems.extend(f"{printable(found[0])}: image without a mask (expected {printable(stem)}{MASK_SUFFIX}.gif or .png, or {printable(stem)}.gif or .png)"
                     for stem, found in images.items() if stem not in masks)
-    problems.extend(f"{found[0]}: mask without an image (expected {stem}.jpg or the like)"
+    problems.extend(f"{printable(found[0])}: mask without an image (expected {printable(stem)}.jpg or the like)"
                     for stem, found in masks.items() if stem not in images)
     return [(found[0], masks[stem][0]) for stem, found in images.items() if len(found) == len(masks.get(stem, [])) == 1], problems
 
@@ -174,7 +219,7 @@ def check_folders(*folders):
 def _size_fault(image, size, mask, mask_size):
     if size == mask_size:
         return []
-    return [f"{image.name}: {size[1]}x{size[0]} pixels, its mask {mask.name} {mask_size[1]}x{mask_size[0]}"]
+    return [f"{printable(image.name)}: {size[1]}x{size[0]} pixels, its mask {printable(mask.name)} {mask_size[1]}x{mask_size[0]}"]
 
 
 def listed(headline, lines):
@@ -208,18 +253,25 @@ def split_groups(groups, fractions, seed):
 def _opened(path):
     """A PIL image; whatever goes wrong while it is open is a UserError that names the file."""
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise ValueError("a folder or a device, not a file")
+        with Image.open(path, formats=FORMATS) as image:
+            if getattr(image, "is_animated", False) and image.format != "MPO":  # MPO: a camera's JPEG, with a preview behind the picture
+                raise ValueError(f"{image.n_frames} pictures in one file; save the one that counts")
             yield image
     except Exception as error:  # a hostile file can raise nearly anything inside a decoder
-        reason = "not a picture of a known format" if "cannot identify" in str(error) else brief(error)
-        raise UserError(f"{path}: cannot be read ({reason})") from error
+        reason = f"not a picture in one of the formats {' '.join(FORMATS)}" if "cannot identify" in str(error) else brief(error)
+        raise UserError(f"{printable(path)}: cannot be read ({reason})") from error
 
 
 def _turned(image):
     """EXIF orientation 1 to 8; from 5 on, rows and columns are exchanged. Comes before .size: Pillow turns a TIFF itself."""
     if image.format == "TIFF":
         image.load()
-    orientation = image.getexif().get(0x0112, 1)
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged or absurd EXIF, in a picture that may be good
+        return 1
     return orientation if orientation in range(1, 9) else 1
 
 
@@ -228,7 +280,7 @@ def picture_size(path):
     try:
         return _size_of(path, stamp(path))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({brief(error)})") from error
+        raise UserError(f"{printable(path)}: cannot be read ({brief(error)})") from error
 
 
 def stamp(path):
@@ -345,11 +397,11 @@ def check_pair(image_path, mask_path):
                 levels = _mask_levels(image)
                 values = sum(map(bool, Image.fromarray(levels).histogram())) if levels.dtype == np.uint8 else len(np.unique(levels))
                 if values > 2:
-                    faults.append(f"{path.name}: {values} different values in the mask (expected 2: background and foreground)")
+                    faults.append(f"{printable(path.name)}: {values} different values in the mask (expected 2: background and foreground)")
                 elif not _foreground(levels).any():
-                    warnings.append(f"{path.name}: empty mask (largest value {levels.max()})")
+                    warnings.append(f"{printable(path.name)}: empty mask (largest value {levels.max()})")
         except UserError as error:
-            faults.append(str(error).replace(str(path), path.name))
+            faults.append(str(error).replace(printable(path), printable(path.name)))
     if len(sizes) == 2:
         faults += _size_fault(image_path, sizes[0], mask_path, sizes[1])
     return faults, warnings

@@ -9,21 +9,22 @@
 
 import argparse
 import contextlib
+import errno
 import filecmp
 import shutil
 import signal
 import sys
 import time
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 import demo_data
-from pictures import UserError, check_pair, group_of, in_threads, keep_freed_memory, listed, pair_folders, pair_names, refuse, split_groups, user_errors
+from pictures import IMAGE_TYPES, MASK_TYPES, UserError, brief, check_pair, group_of, in_threads, is_picture_or_file, keep_freed_memory, listed, pair_folders, pair_names, refuse, printable, split_groups, told, user_errors
 
 PARTS = ("val", "test", "train")  # in the order in which split_groups deals them
 FOLDERS = [f"{part}_{kind}" for part in PARTS for kind in ("images", "masks")]
-DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)  # what reading a broken zip can raise
+PICTURE_BYTES = 1 << 30  # of a file in a zip; what unpacks to more was made to fill disks
+OURS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # errors of where it is written to, not of what is read
 
 
 def arguments():
@@ -77,7 +78,7 @@ def main(args):
         else:
             prepare(args, staging, out)
     except OSError as error:
-        raise UserError(f"{error}; {out} is as it was") from error
+        raise UserError(f"{told(error)}; {out} is as it was") from error
     finally:
         clear(staging)
 
@@ -122,25 +123,27 @@ def find_sources(args, staging):
     if args.images:
         return {"images": folder_files(args.images), "masks": folder_files(args.masks)}
     if len(args.source) == 2:
-        return {"images": any_files(args.source[0]), "masks": any_files(args.source[1])}
+        return {"images": any_files(args.source[0], staging), "masks": any_files(args.source[1], staging)}
     source = Path(args.source[0])
     if source.is_dir():
-        return {kind: any_files(next((source / name for name in names if (source / name).exists()), source / names[0]))
+        return {kind: any_files(next((source / name for name in names if (source / name).exists()), source / names[0]), staging)
                 for kind, names in (("images", ("train.zip", "train")), ("masks", ("train_masks.zip", "train_masks")))}
-    files = zip_files(source)
+    files = zip_files(source, staging)
     missing = {"train.zip", "train_masks.zip"} - files.keys()
     if missing:
         raise UserError(f"{source} holds no {' and no '.join(sorted(missing))}; give two zips (images, masks), or Kaggle's outer zip")
     for name in ("train.zip", "train_masks.zip"):
         try:
             files[name](staging / name)
-        except DAMAGED as error:
-            raise UserError(f"{name} in {source} is damaged ({error}); download it again") from error
-    return {"images": any_files(staging / "train.zip"), "masks": any_files(staging / "train_masks.zip")}
+        except Exception as error:
+            if getattr(error, "errno", None) in OURS:
+                raise
+            raise UserError(f"{name} in {source} is damaged ({brief(error)}); download it again") from error
+    return {"images": any_files(staging / "train.zip", staging), "masks": any_files(staging / "train_masks.zip", staging)}
 
 
-def any_files(path):
-    return folder_files(path) if Path(path).is_dir() else zip_files(path)
+def any_files(path, staging):
+    return folder_files(path) if Path(path).is_dir() else zip_files(path, staging)
 
 
 def folder_files(path):
@@ -148,7 +151,7 @@ def folder_files(path):
     if not path.is_dir():
         raise UserError(f"no file or folder {str(path)!r}; check the path")
     return {p.name: lambda target, p=p: shutil.copyfile(p, target)
-            for p in path.iterdir() if not p.name.startswith(".") and not p.is_dir()}
+            for p in path.iterdir() if not p.name.startswith(".") and is_picture_or_file(p)}
 
 
 def open_zip(path):
@@ -156,27 +159,32 @@ def open_zip(path):
         return zipfile.ZipFile(path)
     except FileNotFoundError:
         raise UserError(f"no file {str(path)!r}; check the path") from None
-    except (zipfile.BadZipFile, OSError) as error:
-        raise UserError(f"{path} is not a zip that can be read ({error}); download it again") from error
+    except Exception as error:
+        raise UserError(f"{path} is not a zip that can be read ({brief(error)}); download it again") from error
 
 
-def zip_files(path):
+def zip_files(path, staging):
     """The files of a zip, whatever folder they are in; hidden ones and those of __MACOSX are left out."""
     archive = open_zip(path)
-    files, problems = {}, []
+    files, problems, unpacked = {}, [], 0
     for info in archive.infolist():
         inside = PurePosixPath(info.filename.replace("\\", "/"))
         if inside.is_absolute() or ".." in inside.parts or inside.parts[:1] and ":" in inside.parts[0]:
-            problems.append(f"{info.filename}: leads outside the zip")
+            problems.append(f"{printable(info.filename)}: leads outside the zip")
         elif info.flag_bits & 1:
-            problems.append(f"{info.filename}: encrypted")
+            problems.append(f"{printable(info.filename)}: encrypted")
         elif info.is_dir() or inside.name.startswith(".") or "__MACOSX" in inside.parts:
             continue
         elif inside.name in files:
-            problems.append(f"{info.filename}: a second file of that name")
+            problems.append(f"{printable(info.filename)}: a second file of that name")
+        elif inside.suffix.lower() in IMAGE_TYPES + MASK_TYPES and info.file_size > PICTURE_BYTES:
+            problems.append(f"{printable(info.filename)}: unpacks to {info.file_size / 1e6:,.0f} MB, a picture to {PICTURE_BYTES / 1e6:,.0f} MB at most")
         files[inside.name] = zip_writer(archive, info)
+        unpacked += info.file_size
+    if unpacked > (free := shutil.disk_usage(staging).free):
+        problems.append(f"it unpacks to {unpacked / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free")
     if problems:
-        raise UserError(listed(f"{path} is refused; make a zip without these:", problems))
+        raise UserError(listed(f"{path} is refused; make or download another:", problems))
     return files
 
 
@@ -198,10 +206,10 @@ def copy_and_check(pairs, sources, folder):
         for name, kind in zip(pair, sources):
             try:
                 sources[kind][name](folder / kind / name)
-            except DAMAGED as error:
-                return [f"{name}: damaged in its zip ({error})"], []
-            except (FileNotFoundError, PermissionError) as error:
-                return [f"{name}: cannot be read ({error.strerror})"], []
+            except Exception as error:  # a hostile zip can raise nearly anything
+                if getattr(error, "errno", None) in OURS:
+                    raise
+                return [f"{printable(name)}: cannot be read ({brief(error)})"], []
         return check_pair(folder / "images" / pair[0], folder / "masks" / pair[1])
 
     good, faults, warnings = [], [], []

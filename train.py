@@ -8,7 +8,7 @@ from pathlib import Path  # noqa: E402
 
 import config  # noqa: E402
 import demo_data  # noqa: E402
-from pictures import UserError, check_folders, keep_freed_memory, listing, user_errors  # noqa: E402
+from pictures import UserError, check_folders, keep_freed_memory, listing, replacing, printable, user_errors  # noqa: E402
 
 PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data/val_masks/")  # prepare_data.py's own choice
 
@@ -115,7 +115,7 @@ def stop_if_not_finite(losses, step, loader):
     if any(bad):
         start = getattr(loader, "first", 0) + (step + 1 - len(losses) + bad.index(True)) * loader.batch_size
         order = loader.sampler.order(loader.sampler.epoch - 1) if hasattr(loader.sampler, "order") else []
-        names = [loader.dataset.pairs[i][0].name for i in order[start:start + loader.batch_size]]
+        names = [printable(loader.dataset.pairs[i][0].name) for i in order[start:start + loader.batch_size]]
         raise UserError(f"the loss of step {start // loader.batch_size + 1} is not finite; its images: {', '.join(names) or 'unknown'}. "
                         "Lower LEARNING_RATE or set PRECISION to fp32; --load-model true goes on from the last good checkpoint")
 
@@ -253,9 +253,8 @@ def report(history, scores, cfg):
     if not 0.001 < scores["foreground"] < 0.999:
         print(f"warning: {100 * scores['foreground']:.2f} % of all pixels are predicted as car; the network has learnt nothing yet. "
               "Train longer, or look at LEARNING_RATE and at the masks in batch.png")
-    Path(cfg.SAVED_IMAGES_DIR).mkdir(parents=True, exist_ok=True)
-    with open(os.path.join(cfg.SAVED_IMAGES_DIR, "history.csv"), "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+    with replacing(os.path.join(cfg.SAVED_IMAGES_DIR, "history.csv")) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(history)
 
