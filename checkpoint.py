@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import zipfile
 from pathlib import Path
 
 import torch
@@ -81,7 +82,8 @@ def save_checkpoint(state, filename="my_checkpoint.pth.tar"):
         sync_folder(path.absolute().parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{filename} could not be written ({brief(error)}); what stood there before is untouched. "
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise UserError(f"{filename} could not be written ({brief(cause)}); what stood there before is untouched. "
                         "Free some space, then go on with --load-model true") from error
 
 
@@ -109,7 +111,7 @@ def load_checkpoint(checkpoint, model, assign=False):
     weights = _plain_names(checkpoint.get("state_dict", checkpoint))
     target = getattr(model, "_orig_mod", getattr(model, "module", model))
     ours = target.state_dict()
-    faults = [f"{name}: {_shape(weights.get(name))} in the checkpoint, {_shape(ours.get(name))} in the model"
+    faults = [f"{printable(name)}: {_shape(weights.get(name))} in the checkpoint, {_shape(ours.get(name))} in the model"
               for name in sorted(ours.keys() | weights.keys()) if _shape(weights.get(name)) != _shape(ours.get(name))]
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
@@ -130,23 +132,39 @@ def _shape(tensor):
 
 def read_checkpoint(filename, device="cpu"):
     """The dict in a checkpoint file. Code in it does not run. Raises UserError where the file is none."""
+    if not Path(filename).is_file():
+        raise UserError(f"no checkpoint {str(filename)!r}; train one with python train.py, or name another")
     try:
-        state = torch.load(filename, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint {str(filename)!r}; train one with python train.py, or name another") from None
+        state = _content(filename, device)
     except Exception as error:  # a damaged or hostile file can raise nearly anything
-        good = [printable(path.name) for path in sorted(Path(filename).parent.glob("*.pth.tar")) if path != Path(filename) and _run_of(path) is not None]
+        good = [printable(path.name) for path in sorted(Path(filename).parent.glob("*.pth.tar")) if path != Path(filename) and _good(path)]
         instead = f"copy one of these over it, or name one: {', '.join(good)}" if good else "name another"
         raise UserError(f"{printable(filename)} is not a checkpoint that can be read ({brief(error)}); {instead}") from error
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(weights, dict) or not any(str(name).endswith("final_conv.weight") for name in weights):
         raise UserError(f"{printable(filename)} holds no weights of a UNET (a state_dict with final_conv.weight); name another")
     faults = [f"{printable(name)} {fault}" for name, tensor in weights.items() if (fault := _weight_fault(tensor))]
-    faults += [f"{name!r} is {ascii(state[name]):.60} (expected {expected})" for name, (good, expected) in STATE_RULES.items()
+    faults += [f"{name!r} is {printable(repr(state[name])):.60} (expected {expected})" for name, (good, expected) in STATE_RULES.items()
                if weights is not state and name in state and not good(state[name])]
     if faults:
         raise UserError(f"{printable(filename)} is not sound: {'; '.join(faults[:3])}{f'; and {len(faults) - 3} more' if len(faults) > 3 else ''}; name another checkpoint")
     return state
+
+
+def _content(filename, device="cpu"):
+    """What is in a file of torch.save's. Raises nearly anything where it is none, or not as it was written."""
+    if zipfile.is_zipfile(filename):
+        with zipfile.ZipFile(filename) as archive:
+            if damaged := archive.testzip():  # torch itself does not look at the checksums
+                raise ValueError(f"the disk has spoilt {damaged} in it")
+    return torch.load(filename, map_location=device, weights_only=True)
+
+
+def _good(path):
+    try:
+        return "run" in _content(path)
+    except Exception:
+        return False
 
 
 def _weight_fault(tensor):
@@ -185,7 +203,7 @@ def load_model(path, device="auto"):
         raise UserError(f"{printable(path)} holds no weights of a UNET ({brief(error)}); name another") from error
     known = state.get("config", {}) if weights is not state else {}
     known = {name: known[name] for name in INPUT_RULES if name in known}
-    faults = [f"{name} is {ascii(value):.60}" for name, value in known.items() if not INPUT_RULES[name](value, shape["in_channels"])]
+    faults = [f"{name} is {printable(repr(value)):.60}" for name, value in known.items() if not INPUT_RULES[name](value, shape["in_channels"])]
     if faults:
         raise UserError(f"{printable(path)} was not written by train.py: {'; '.join(faults)}; name another checkpoint")
     model.config = known | {"FEATURES": shape["features"], "IN_CHANNELS": shape["in_channels"]}

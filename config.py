@@ -83,7 +83,7 @@ import re  # noqa: E402
 from pathlib import Path  # noqa: E402
 from types import SimpleNamespace  # noqa: E402
 
-from pictures import UserError, refuse  # noqa: E402
+from pictures import UserError, printable, refuse  # noqa: E402
 
 
 def constants():
@@ -127,7 +127,7 @@ def load(argv=None, description=None, base=None):
         if not problems and len(values[name]) not in (1, values["IN_CHANNELS"]):
             problems.append(f"{option(name)}: expected one value, or one for each of {values['IN_CHANNELS']} channels, found {len(values[name])}")
     if problems:
-        raise UserError("; ".join(problems))
+        raise UserError(printable("; ".join(problems)))
     return SimpleNamespace(**values)
 
 
@@ -147,11 +147,10 @@ def _rule(value, why):
     text = found[1] if found else ""
     choices = text.split(" | ") if "|" in text else None
     bounds = re.match(r"(?:list of )?(\S+)\.\.(\S+)", text)
-    first = value[0] if isinstance(value, (list, tuple)) and value else value
     if choices:
         kind = bool if choices == ["true", "false"] else int if choices[0].isdigit() else str
     else:
-        kind = type(first) if not bounds else int if all(bound.lstrip("-").isdigit() for bound in bounds.groups()) else float
+        kind = str if not bounds else int if all(bound.lstrip("-").isdigit() for bound in bounds.groups()) else float
     return {"text": text, "kind": kind, "list": text.startswith("list of") or isinstance(value, (list, tuple)),
             "choices": choices, "bounds": bounds and tuple(map(float, bounds.groups()))}
 
@@ -170,14 +169,14 @@ def _checked(value, rule):
     """A value that follows its rule (numbers as the rule's kind); ValueError for any other."""
     if rule["list"]:
         if not isinstance(value, (list, tuple)) or not value:
-            raise ValueError(f"expected a list, found {value!r}")
+            raise ValueError(f"expected a list, found {ascii(value):.60}")
         return [_checked(one, rule | {"list": False}) for one in value]
     kinds = (int, float) if rule["kind"] is float else rule["kind"]
     if not isinstance(value, kinds) or isinstance(value, bool) != (rule["kind"] is bool):
         expected = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[rule["kind"]]
-        raise ValueError(f"expected {expected}, found {value!r}")
+        raise ValueError(f"expected {expected}, found {ascii(value):.60}")
     if rule["bounds"] and not rule["bounds"][0] <= value <= rule["bounds"][1]:  # nan is outside of any
-        raise ValueError(f"expected {rule['text']}, found {value}")
+        raise ValueError(f"expected {rule['text']}, found {str(value):.60}")
     if rule["choices"] and rule["kind"] is not bool and str(value) not in rule["choices"]:
-        raise ValueError(f"expected {rule['text']}, found {value}")
+        raise ValueError(f"expected {rule['text']}, found {str(value):.60}")
     return rule["kind"](value)

@@ -1,6 +1,7 @@
 """Where a model runs, in what precision, and what its input is there."""
 
 import functools
+import math
 import os
 import sys
 
@@ -91,6 +92,22 @@ def to_device(images, masks, model):
 def _levels(values, device):
     """Values per channel as a (1, C, 1, 1) tensor, made once: each copy to a GPU from here would wait for it."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
+def refuse_what_cannot_fit(parameters, batch, first_feature, device):
+    """UserError where even the least that training takes is more memory than there is: a system short of memory kills without a word.
+
+    batch: (B, H, W). Weights, gradients and two values of the optimizer's for each, and what the first level keeps for its gradients."""
+    if device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    elif hasattr(os, "sysconf"):  # not on Windows
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return
+    needed = 16 * parameters + 8 * math.prod(batch) * first_feature
+    if needed > there:
+        raise UserError(f"{parameters / 1e6:,.0f} M parameters and batches of {batch[0]} images of {batch[1]}x{batch[2]} take {needed / 1e9:,.0f} GB at least, "
+                        f"{there / 1e9:,.0f} GB are there; make FEATURES, BATCH_SIZE, IMAGE_HEIGHT or IMAGE_WIDTH smaller")
 
 
 def choose_workers(device, cached):

@@ -45,12 +45,12 @@ class UserError(Exception):
 
 def refuse(message):
     """What a command line's parser does with wrong words (its .error): a UserError instead of a page of usage."""
-    raise UserError(f"{message}; --help lists what there is")
+    raise UserError(f"{printable(message)}; --help lists what there is")
 
 
 def brief(error):
     """What an exception says, in a line: the system's words, else the first line of its message, else its name."""
-    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return getattr(error, "strerror", None) or printable((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def printable(name):

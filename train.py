@@ -1,5 +1,6 @@
 """Train a U-Net on the photographs that config.py names: python train.py [--preset NAME] [--any-constant VALUE ...]"""
 
+import os
 import time
 
 STARTED = time.time()  # what STOP_AT_DICE's seconds are counted from: the imports belong to them
@@ -23,6 +24,14 @@ def configured():
     if is_demo(cfg) and not Path(cfg.TRAIN_IMG_DIR).exists():
         demo_data.render_set(Path(cfg.TRAIN_IMG_DIR).parent)
     check_folders((cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR), (cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR))
+    written = {"CHECKPOINT_FILE": cfg.CHECKPOINT_FILE, "BEST_CHECKPOINT_FILE": cfg.BEST_CHECKPOINT_FILE}
+    for name, file in written.items():
+        if not file or Path(file).exists() and not Path(file).is_file():
+            raise UserError(f"{config.option(name)}: expected a file to write, found {file!r}; name another")
+    if len(set(map(os.path.abspath, written.values()))) == 1:
+        raise UserError(f"--checkpoint-file and --best-checkpoint-file are both {cfg.CHECKPOINT_FILE!r}; one would overwrite the other")
+    if Path(cfg.SAVED_IMAGES_DIR).exists() and not Path(cfg.SAVED_IMAGES_DIR).is_dir():
+        raise UserError(f"--saved-images-dir: expected a folder, found the file {cfg.SAVED_IMAGES_DIR!r}; name another")
     if cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
         raise UserError(f"no checkpoint {cfg.CHECKPOINT_FILE!r} to go on from; leave --load-model away to train anew")
     return cfg
@@ -43,7 +52,6 @@ if __name__ == "__main__":  # wrong words and wrong folders are answered before 
 
 import csv  # noqa: E402
 import math  # noqa: E402
-import os  # noqa: E402
 import sys  # noqa: E402
 import uuid  # noqa: E402
 
@@ -54,7 +62,7 @@ from tqdm import tqdm  # noqa: E402
 import draw  # noqa: E402
 import utils  # noqa: E402
 from dataset import train_transform, val_transform  # noqa: E402
-from device import amp_dtype, autocast, compiling_pays, find_device, peak_memory, plainly, to_device  # noqa: E402
+from device import amp_dtype, autocast, compiling_pays, find_device, peak_memory, plainly, refuse_what_cannot_fit, to_device  # noqa: E402
 from interrupts import Signals, Stretch  # noqa: E402
 from model import UNET  # noqa: E402
 from recipe import learning_rate, make_optimizer  # noqa: E402
@@ -126,6 +134,10 @@ def duration(seconds):
 
 def main(cfg):
     device = find_device(cfg.DEVICE)
+    network = {"in_channels": cfg.IN_CHANNELS, "out_channels": 1, "features": cfg.FEATURES}
+    with torch.device("meta"):  # takes no memory
+        parameters = sum(p.numel() for p in UNET(**network).parameters())
+    refuse_what_cannot_fit(parameters, (cfg.BATCH_SIZE, cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), cfg.FEATURES[0], device)
     torch.manual_seed(cfg.SEED)
     torch.backends.cudnn.benchmark = True
 
@@ -135,13 +147,11 @@ def main(cfg):
         cfg.NUM_WORKERS, cfg.PIN_MEMORY, size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), channels=cfg.IN_CHANNELS,
         mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED, cache_dir=cfg.CACHE_DIR if cfg.CACHE else None,
     )
-    model = UNET(in_channels=cfg.IN_CHANNELS, out_channels=1, features=cfg.FEATURES)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = UNET(**network).to(device, memory_format=torch.channels_last)
     model.config = vars(cfg)
     loss_fn = nn.BCEWithLogitsLoss()
     optimizer = make_optimizer(cfg.OPTIMIZER, model.parameters(), cfg.LEARNING_RATE, device)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device, cfg.PRECISION) == torch.float16)
-    parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} validation images at "
           f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {parameters / 1e6:.2f} M parameters on {device}, "
           f"{str(amp_dtype(device, cfg.PRECISION)).removeprefix('torch.')}")
