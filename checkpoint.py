@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from pictures import UserError, brief, printable
 # What decides which network it is and what it is fed; the rest of the configuration may change between runs.
 NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD", "FEATURES")
 GATHERED = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"}, {"step", "mean", "square"})  # what an optimizer keeps for a parameter
+UNREADABLE = {  # what torch says at length -> what it means
+    "Weights only": "it holds something else than tensors and plain values, which could be code and was not opened",
+    "PytorchStreamReader": "it is cut off", "EOFError": "it is empty or cut off",
+}
 STATE_RULES = {  # what else a checkpoint may hold, and what it must be then
     "epoch": (lambda value: type(value) is int and 0 <= value <= 10**6, "a whole number of epochs"),
     "best": (lambda value: type(value) in (int, float) and value <= 1, "a Dice"),
@@ -38,11 +43,11 @@ def checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part=N
     }
 
 
-def restore(state, model, optimizer, scaler):
+def restore(state, model, optimizer, scaler, name="the checkpoint"):
     """The reverse of checkpoint_state: fills the three in -> (epochs done, best, history, part of the next epoch or None).
 
     A checkpoint of only weights, or of weights and optimizer, counts as epoch 0. Raises UserError where something does not fit."""
-    load_checkpoint(state, model)
+    load_checkpoint(state, model, name=name)
     try:
         if state.get("optimizer"):  # what it has gathered; how it is set is the constants' to say
             groups, theirs = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
@@ -57,7 +62,7 @@ def restore(state, model, optimizer, scaler):
             if len(state["random"]["cuda"]) == torch.cuda.device_count():
                 torch.cuda.set_rng_state_all(state["random"]["cuda"])
     except Exception as error:  # of a foreign or hostile file, nearly anything
-        raise UserError(f"the checkpoint's optimizer, scaler or random state is none of ours ({brief(error)}); go on from another checkpoint, or train anew") from error
+        raise UserError(f"the optimizer, scaler or random state in {name} is none of ours ({brief(error)}); go on from another checkpoint, or train anew") from error
     return state.get("epoch", 0), state.get("best", -1.0), state.get("history", []), state.get("part")
 
 
@@ -103,10 +108,10 @@ def _run_of(path):
         return None
 
 
-def load_checkpoint(checkpoint, model, assign=False):
+def load_checkpoint(checkpoint, model, assign=False, name="the checkpoint"):
     """Fill a model with the weights of a checkpoint dict (or a bare state_dict). Raises UserError where they do not fit.
 
-    assign: make the checkpoint's tensors the model's own instead of copying them, for a model on the device "meta"."""
+    assign: make the checkpoint's tensors the model's own instead of copying them, for a model on the device "meta". name: what messages call it."""
     print("=> Loading checkpoint")
     weights = _plain_names(checkpoint.get("state_dict", checkpoint))
     target = getattr(model, "_orig_mod", getattr(model, "module", model))
@@ -115,7 +120,7 @@ def load_checkpoint(checkpoint, model, assign=False):
               for name in sorted(ours.keys() | weights.keys()) if _shape(weights.get(name)) != _shape(ours.get(name))]
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise UserError(f"the checkpoint is of another network: {'; '.join(faults[:3])}{more}. "
+        raise UserError(f"{name} is of another network: {'; '.join(faults[:3])}{more}. "
                         "Give the FEATURES and IN_CHANNELS it was trained with")
     target.load_state_dict(weights, assign=assign)
 
@@ -139,7 +144,8 @@ def read_checkpoint(filename, device="cpu"):
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         good = [printable(path.name) for path in sorted(Path(filename).parent.glob("*.pth.tar")) if path != Path(filename) and _good(path)]
         instead = f"copy one of these over it, or name one: {', '.join(good)}" if good else "name another"
-        raise UserError(f"{printable(filename)} is not a checkpoint that can be read ({brief(error)}); {instead}") from error
+        reason = next((reason for said, reason in UNREADABLE.items() if said in f"{type(error).__name__}: {error}"), brief(error))
+        raise UserError(f"{printable(filename)} is not a checkpoint that can be read ({reason}); {instead}") from error
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(weights, dict) or not any(str(name).endswith("final_conv.weight") for name in weights):
         raise UserError(f"{printable(filename)} holds no weights of a UNET (a state_dict with final_conv.weight); name another")
@@ -157,7 +163,8 @@ def _content(filename, device="cpu"):
         with zipfile.ZipFile(filename) as archive:
             if damaged := archive.testzip():  # torch itself does not look at the checksums
                 raise ValueError(f"the disk has spoilt {damaged} in it")
-    return torch.load(filename, map_location=device, weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # about what is odd in a file that others made
+        return torch.load(filename, map_location=device, weights_only=True)
 
 
 def _good(path):
@@ -198,7 +205,7 @@ def load_model(path, device="auto"):
                  "out_channels": weights["final_conv.weight"].shape[0]}
         with torch.device("meta"):  # nothing is allocated before the shapes are seen to fit
             model = UNET(**shape)
-        load_checkpoint(state, model, assign=True)
+        load_checkpoint(state, model, assign=True, name=printable(path))
     except (LookupError, AttributeError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{printable(path)} holds no weights of a UNET ({brief(error)}); name another") from error
     known = state.get("config", {}) if weights is not state else {}

@@ -11,8 +11,6 @@ from cache import open_cache
 from pictures import find_pairs, read_pair
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version of itself
-import albumentations as A  # noqa: E402
-from albumentations.pytorch import ToTensorV2  # noqa: E402
 
 
 class CarvanaDataset(Dataset):
@@ -78,6 +76,8 @@ def train_transform(rotate=35, horizontal_flip=0.5, vertical_flip=0.1, rotate_fi
     rotate: degrees either way, flips: probabilities. rotate_fill: what a rotation brings into view is
     the picture's own reflection ("reflect", the mask's likewise) or "black" and background.
     Levels become floats on the device (utils.to_device): a quarter of the bytes to move."""
+    import albumentations as A  # takes seconds, which a script that augments nothing need not wait
+    from albumentations.pytorch import ToTensorV2
     border = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[rotate_fill]
     turn = [A.Rotate(limit=rotate, p=1.0, border_mode=border, fill=0, fill_mask=0, mask_interpolation=cv2.INTER_LINEAR)]
     return A.Compose([
@@ -90,4 +90,6 @@ def train_transform(rotate=35, horizontal_flip=0.5, vertical_flip=0.1, rotate_fi
 
 def val_transform():
     """The same without augmentation."""
+    import albumentations as A
+    from albumentations.pytorch import ToTensorV2
     return A.Compose([ToTensorV2()])

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from pictures import UserError, brief
+from pictures import UserError, brief, write_picture
 
 ANGLES = 16  # a turntable's stops, 22.5 degrees apart
 OVERSAMPLING = 2  # everything is painted at twice the size and averaged
@@ -435,7 +435,7 @@ def render_pair(job):
     car, studio = new_car(rng), new_studio(rng)
     picture, mask = render(car, studio, stop - 1, size, np.random.default_rng([seed, number, stop]))
     name = f"{hashlib.sha256(f'rendered {seed} {number}'.encode()).hexdigest()[:12]}_{stop:02d}"
-    Image.fromarray(picture).save(images / f"{name}.jpg", quality=studio["quality"])
+    write_picture(Image.fromarray(picture), images / f"{name}.jpg", quality=studio["quality"])
     gif = Image.fromarray(mask.astype(np.uint8))
     gif.putpalette([0, 0, 0, 255, 255, 255])
-    gif.save(masks / f"{name}_mask.gif")
+    write_picture(gif, masks / f"{name}_mask.gif")

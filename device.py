@@ -78,14 +78,18 @@ def to_device(images, masks, model):
     """A batch of a loader -> float32 images (B, C, H, W) and masks (B, 1, H, W) on the model's device.
 
     uint8 levels become (level / 255 - MEAN) / STD here; floats were normalised by a pipeline and pass."""
+    masks = masks.to(device_of(model), non_blocking=True).float()
+    return to_input(images, model), masks.unsqueeze(1) if masks.dim() == 3 else masks
+
+
+def to_input(images, model):
+    """The images' part of to_device."""
     device, config = device_of(model), config_of(model)
     images = images.to(device, non_blocking=True)
-    masks = masks.to(device, non_blocking=True).float()
     if images.dtype == torch.uint8:
         mean, std = (_levels(tuple(config[name]), device) for name in ("MEAN", "STD"))
         images = (images.float() / 255 - mean) / std
-    masks = masks.unsqueeze(1) if masks.dim() == 3 else masks
-    return images.contiguous(memory_format=torch.channels_last), masks
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 @functools.lru_cache
@@ -112,8 +116,20 @@ def refuse_what_cannot_fit(parameters, batch, first_feature, device):
 
 def choose_workers(device, cached):
     """How many processes a loader takes: none where the network needs all cores and reading takes a hundredth of its time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 0 if device.type == "cpu" and cached else min(cores, 8 if device.type == "cuda" else 2)
+    return 0 if device.type == "cpu" and cached else min(cores(), 8 if device.type == "cuda" else 2)
+
+
+def cores():
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def keep_half(model):
+    """Convolutions' weights in the type that autocast computes in, once for all instead of for each batch; the results stay the same."""
+    dtype = amp_dtype(device_of(model), config_of(model)["PRECISION"])
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+            module.to(dtype)
 
 
 def compiling_pays(choice, device, seconds):

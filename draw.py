@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
 from device import autocast, config_of, device_of, to_device
-from pictures import picture_size, read_image, read_mask, replacing, printable
+from pictures import picture_size, read_image, read_mask, replacing, printable, write_picture
 from utils import save_predictions_as_imgs
 
 # Two colours that are told apart with any kind of colour vision (Okabe and Ito, 2008).
@@ -20,10 +20,45 @@ MARGIN, TITLE = 8, 26  # pixels
 
 def overlay(image, mask, colour=ORANGE):
     """A picture (H, W, 3) with a bool mask (H, W) tinted and outlined."""
-    tinted = image.copy()
-    tinted[mask] = (0.6 * image[mask] + 0.4 * np.array(colour)).astype(np.uint8)
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    mask = mask.astype(np.uint8)
+    tinted = cv2.copyTo(cv2.addWeighted(image, 0.6, np.full_like(image, colour), 0.4, 0), mask, image.copy())
+    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
     return cv2.drawContours(tinted, contours, -1, colour, max(1, round(max(mask.shape) / 400)))
+
+
+def matte(photograph, logits, scale):
+    """Photograph uint8 (H, W, 3) and logits float32 (H, W) -> colours uint8 (H, W, 3) of the object alone, alpha uint8 (H, W), soft at its edge.
+
+    scale: how many times larger than the network's picture the photograph is. Logits that rise over a pixel of
+    the one rise over `scale` of the other, which looks like fog; they are made as much steeper, less the two pixels that
+    an edge in a photograph has. Where the edge is soft the old background shines through; its share is taken out by the
+    blur fusion of Forte, Approximate Fast Foreground Colour Estimation, ICIP 2021, in two passes."""
+    alpha = 1 / (1 + np.exp(-max(1, scale / 2) * logits))
+    colours = cv2.copyTo(photograph, (alpha > 0.002).view(np.uint8))
+    edge = (alpha > 0.002) & (alpha < 0.998)
+    rows, columns = (np.flatnonzero(edge.any(axis)) for axis in (1, 0))
+    if len(rows):
+        window = np.s_[max(rows[0] - 30, 0):rows[-1] + 31, max(columns[0] - 30, 0):columns[-1] + 31]
+        image, weight, edge = photograph[window].astype(np.float32), alpha[window], edge[window]
+        foreground, background, share = image, image, cv2.merge([weight] * 3)
+        for size in ((30, 30), (6, 6)):
+            foreground = cv2.blur(foreground * share, size) / (cv2.blur(share, size) + 1e-5)
+            background = cv2.blur(background * (1 - share), size) / (cv2.blur(1 - share, size) + 1e-5)
+            foreground += share * (image - share * foreground - (1 - share) * background)
+        colours[window][edge] = np.clip(np.round(foreground[edge]), 0, 255)
+    return colours, np.round(255 * alpha).astype(np.uint8)
+
+
+def on_background(colours, alpha, background):
+    """The result of matte() on a colour (r, g, b), or on a photograph uint8 (h, w, 3) that is scaled to cover all and cropped."""
+    height, width = alpha.shape
+    if isinstance(background, np.ndarray):
+        scale = max(height / background.shape[0], width / background.shape[1])
+        background = cv2.resize(background, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        top, left = (background.shape[0] - height) // 2, (background.shape[1] - width) // 2
+        background = background[max(top, 0):, max(left, 0):][:height, :width]
+    share = alpha[..., None] / np.float32(255)
+    return np.round(colours * share + np.broadcast_to(np.float32(background), colours.shape) * (1 - share)).astype(np.uint8)
 
 
 def difference(image, truth, predicted):
@@ -67,9 +102,13 @@ def sheet(rows, heads=(), foot=""):
 
 
 def save(picture, path):
-    """Write a picture to a .png or .jpg."""
+    """Write a picture, uint8 (H, W), (H, W, 3) or (H, W, 4), to a .png or .jpg."""
     with replacing(path) as temporary:
-        Image.fromarray(picture).save(temporary)
+        if str(path).endswith(".png"):  # fast, and for masks as small as Pillow's best
+            how = {"compress_level": 1} | ({"compress_type": 3} if picture.ndim == 2 else {})
+        else:
+            how = {"quality": 92}
+        write_picture(Image.fromarray(picture), temporary, **how)
 
 
 def batch(loader, images):

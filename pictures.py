@@ -5,6 +5,7 @@ import ctypes
 import errno
 import functools
 import hashlib
+import io
 import os
 import re
 import stat
@@ -43,6 +44,10 @@ class UserError(Exception):
     """Something only the user can put right: expected this, found that, type this next."""
 
 
+class WriteError(UserError):
+    """A file that cannot be written for a reason that holds for others as well: a full disk, a folder that may not be written to."""
+
+
 def refuse(message):
     """What a command line's parser does with wrong words (its .error): a UserError instead of a page of usage."""
     raise UserError(f"{printable(message)}; --help lists what there is")
@@ -70,10 +75,17 @@ def replacing(path):
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{printable(path)} cannot be written ({brief(error)}); {REMEDIES.get(error.errno, 'check the path')}") from error
+        raise (UserError if error.errno == errno.ENAMETOOLONG else WriteError)(f"{printable(path)} cannot be written ({brief(error)}); {REMEDIES.get(error.errno, 'check the path')}") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_picture(image, path, **how):
+    """Save a PIL image in the format that the path ends with. Pillow itself takes half a file, on a full disk, for a whole one."""
+    buffer = io.BytesIO()
+    image.save(buffer, {".png": "PNG", ".jpg": "JPEG", ".gif": "GIF"}[Path(path).suffix.lower()], **how)
+    Path(path).write_bytes(buffer.getbuffer())
 
 
 def told(error):
@@ -104,13 +116,13 @@ def _complain(text, status):
     return status
 
 
-def in_threads(function, items, what):
+def in_threads(function, items, what, unit=" pairs", threads=None):
     """Generator of function of each item, in order, from all cores, with a progress bar. contextlib.closing() ends its threads.
 
     At most 32 results wait to be taken, so that memory stays what it is for any number of items."""
     rest = iter(items)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, \
-            tqdm(total=len(items), desc=what, unit=" pairs", delay=1, dynamic_ncols=True, leave=False) as bar:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, \
+            tqdm(total=len(items), desc=what, unit=unit, delay=1, dynamic_ncols=True, leave=False) as bar:
         waiting = deque(pool.submit(function, item) for item in islice(rest, 32))
         try:
             while waiting:
@@ -185,7 +197,7 @@ def find_pairs(image_dir, mask_dir):
         except UserError as error:
             problems.append(str(error))
     if problems:
-        raise UserError(listed(f"{len(problems)} problems in {str(image_dir)!r} and {str(mask_dir)!r}; "
+        raise UserError(listed(f"{many(problems, 'problem')} in {str(image_dir)!r} and {str(mask_dir)!r}; "
                                "put them right, or let prepare_data.py --skip-bad leave these files out", problems))
     return pairs
 
@@ -220,6 +232,11 @@ def _size_fault(image, size, mask, mask_size):
     if size == mask_size:
         return []
     return [f"{printable(image.name)}: {size[1]}x{size[0]} pixels, its mask {printable(mask.name)} {mask_size[1]}x{mask_size[0]}"]
+
+
+def many(things, word):
+    """How many of a thing: "1 problem", "2 problems"."""
+    return f"{len(things):,} {word}{'s' * (len(things) != 1)}"
 
 
 def listed(headline, lines):
@@ -332,12 +349,23 @@ def read_image(path, size=None, channels=3):
             image = Image.fromarray(np.round(deep / 257).astype(np.uint8))
         image = image.convert(mode)
         if size is not None:
-            # Hamming is as sharp as averaging, but continuous: Pillow's BOX moves what falls between two pixels
-            shrinks = width <= image.width and height <= image.height
-            image = image.resize((width, height), Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR, box)
+            image = _scaled(image, width, height, box)
         if orientation > 1:
             image = image.transpose(UPRIGHT[orientation])
         return np.array(image).reshape(image.height, image.width, channels)
+
+
+def _scaled(image, width, height, box=None):
+    """A PIL image, or a box of it, at another size."""
+    # Hamming is as sharp as averaging, but continuous: Pillow's BOX moves what falls between two pixels
+    shrinks = width <= image.width and height <= image.height
+    return image.resize((width, height), Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR, box)
+
+
+def scale_image(image, size, channels=3):
+    """uint8 (H, W, 3) or (H, W) -> uint8 (*size, channels): what read_image does to a file that holds it."""
+    image = _scaled(Image.fromarray(image).convert({1: "L", 3: "RGB"}[channels]), *size[::-1])
+    return np.array(image).reshape(*size, channels)
 
 
 def read_mask(path, size=None, resize="area"):

@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import demo_data
-from pictures import IMAGE_TYPES, MASK_TYPES, UserError, brief, check_pair, group_of, in_threads, is_picture_or_file, keep_freed_memory, listed, pair_folders, pair_names, refuse, printable, split_groups, told, user_errors
+from pictures import IMAGE_TYPES, MASK_TYPES, UserError, brief, check_pair, group_of, in_threads, is_picture_or_file, keep_freed_memory, listed, many, pair_folders, pair_names, refuse, printable, split_groups, told, user_errors
 
 PARTS = ("val", "test", "train")  # in the order in which split_groups deals them
 FOLDERS = [f"{part}_{kind}" for part in PARTS for kind in ("images", "masks")]
@@ -226,7 +226,7 @@ def report_problems(problems, warnings, skip_bad):
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if problems and not skip_bad:
-        raise UserError(listed(f"{len(problems)} problems; nothing was changed. Put them right, or leave these files out with --skip-bad:", problems))
+        raise UserError(listed(f"{many(problems, 'problem')}; nothing was changed. Put them right, or leave these files out with --skip-bad:", problems))
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
 
@@ -310,7 +310,7 @@ def check(out):
         cars[part] = groups
         print(f"{part:5}  {len(groups):5} cars  {len(pairs):6} pairs")
     if problems:
-        raise UserError(listed(f"{len(problems)} problems in {out}:", problems))
+        raise UserError(listed(f"{many(problems, 'problem')} in {out}:", problems))
 
 
 if __name__ == "__main__":

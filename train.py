@@ -162,7 +162,7 @@ def main(cfg):
     if cfg.LOAD_MODEL:
         state = utils.read_checkpoint(cfg.CHECKPOINT_FILE)
         compare_with_checkpoint(cfg, state.get("config", {}))
-        epoch, best, history, part = utils.restore(state, model, optimizer, scaler)
+        epoch, best, history, part = utils.restore(state, model, optimizer, scaler, cfg.CHECKPOINT_FILE)
         run, part = state.get("run", run), part if part and part["of"] == images else nothing_done
         print(f"{cfg.CHECKPOINT_FILE}: {epoch} of {cfg.NUM_EPOCHS} epochs done" + (f", and {part['images']} images of the next" if part["images"] else ""))
         scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=True)

@@ -3,8 +3,10 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -12,9 +14,9 @@ from tqdm import tqdm
 import metrics
 from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, load_model, read_checkpoint, restore, save_checkpoint  # noqa: F401
 from dataset import CarvanaDataset, EpochSampler
-from device import autocast, choose_workers, config_of, find_device, to_device
+from device import autocast, choose_workers, config_of, find_device, to_device, to_input
 from interrupts import leave_signals_alone
-from pictures import read_mask, replacing
+from pictures import read_mask, replacing, scale_image, write_picture
 
 # ---------------------------------------------------------------- data
 
@@ -57,6 +59,34 @@ def settle_batchnorm(model, loader, images):
             model(to_device(*batch, model)[0])
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
+
+
+# ---------------------------------------------------------------- predictions
+
+def predict(model, images, tta=False):
+    """Pictures, uint8 (H, W, 3) or (H, W) of any sizes -> for each the probability of its pixels to be foreground, float32 (H, W) in [0, 1].
+
+    model: of load_model. tta: averaged with what it says of the mirror image."""
+    config = config_of(model)
+    size = (config["IMAGE_HEIGHT"], config["IMAGE_WIDTH"])
+    logits = network_logits(model, np.stack([scale_image(image, size, config["IN_CHANNELS"]) for image in images]), tta)
+    return [1 / (1 + np.exp(-upsample(one, image.shape[:2]))) for one, image in zip(logits, images)]
+
+
+@torch.inference_mode()
+def network_logits(model, images, tta=False):
+    """uint8 (B, h, w, channels) at the network's size, as pictures.read_image returns them -> logits float32 (B, h, w), in NumPy."""
+    images = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), model)
+    with autocast(model):
+        logits = model(images).float()
+        if tta:
+            logits = (logits + model(images.flip(3)).float().flip(3)) / 2
+    return logits[:, 0].cpu().numpy()
+
+
+def upsample(logits, size):
+    """float32 (h, w) -> (H, W), bilinear with pixel centres aligned, as check_accuracy has it."""
+    return cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 # ---------------------------------------------------------------- scores and pictures
@@ -144,5 +174,6 @@ def save_predictions_as_imgs(loader, model, folder="saved_images/", device="cuda
             predicted = torch.sigmoid(model(images).float()) > threshold
         for name, picture in ((f"pred_{idx}.png", predicted.float()), (f"{idx}.png", masks)):
             with replacing(Path(folder) / name) as temporary:
-                torchvision.utils.save_image(picture, temporary)
+                grid = torchvision.utils.make_grid(picture).mul(255).round().to(torch.uint8)
+                write_picture(Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()), temporary)
     model.train(was_training)

@@ -1,0 +1,272 @@
+"""Photographs to masks, overlays and cutouts, at the photographs' own size: python inference.py --img PATH [PATH ...]
+
+    python inference.py --img car.jpg                        outputs/car_mask.png and outputs/car_overlay.jpg
+    python inference.py --img photos --cutout --no-overlay   a folder; the cars without what is around them
+    python inference.py --img 'photos/*.jpg' --background white
+    python inference.py --img test_hq --no-save --rle submission.csv   the challenge's submission; the same command goes on where it stopped
+"""
+
+import argparse
+import contextlib
+import csv
+import glob
+import hashlib
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from PIL import ImageColor
+from tqdm import tqdm
+
+import config
+from pictures import IMAGE_TYPES, UserError, WriteError, in_threads, keep_freed_memory, many, picture_size, printable, read_image, refuse, replacing, user_errors
+
+FIELDS = ("img", "rle_mask")  # of the challenge's submission
+GLOB = "*?["
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = refuse
+    parser.add_argument("--img", nargs="+", required=True, metavar="PATH", help=f"photographs ({' '.join(IMAGE_TYPES)}), folders of them, or patterns such as 'photos/*.jpg'")
+    parser.add_argument("--recursive", action="store_true", help="look into the folders' sub-folders too")
+    parser.add_argument("--model", metavar="M", help=f"checkpoint; by default {config.BEST_CHECKPOINT_FILE}")
+    parser.add_argument("--out", metavar="DIR", default="outputs", help="where the files go (default outputs)")
+    parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=True, help="write files; --no-save only prints")
+    parser.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="NAME_overlay.jpg: the photograph with the car tinted and outlined")
+    parser.add_argument("--cutout", action="store_true", help="NAME_cutout.png: the car alone, transparent around it")
+    parser.add_argument("--background", metavar="white|#rrggbb|PHOTO", help="NAME_background.jpg: the car on a colour, or on another photograph")
+    parser.add_argument("--rle", metavar="FILE.csv", help="write the masks as the challenge's run lengths; an interrupted run goes on where it stopped")
+    parser.add_argument("--threshold", type=float, metavar="T", help="probability above which a pixel is car (default: the model's own)")
+    parser.add_argument("--tta", action="store_true", help="average with the mirror image: twice the time, a little better")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="photographs that the network sees at once (default 4)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="auto takes the first there is")
+    args = parser.parse_args()
+    if args.threshold is not None and not 0 < args.threshold < 1:
+        raise UserError(f"--threshold: expected a probability between 0 and 1, found {args.threshold}")
+    if not 1 <= args.batch_size <= 65536:
+        raise UserError(f"--batch-size: expected 1..65536 photographs, found {args.batch_size}")
+    if not args.save and (args.cutout or args.background):
+        raise UserError("--no-save leaves nothing to be written by --cutout or --background; leave one of them away")
+    args.background = background(args.background)
+    args.model = args.model or config.BEST_CHECKPOINT_FILE
+    if not Path(args.model).is_file():
+        raise UserError(f"no model {args.model!r}; train one with python train.py, or name another with --model")
+    return args
+
+
+def background(word):
+    """A colour (r, g, b) or a photograph uint8 (H, W, 3); None for none."""
+    if word is None or Path(word).is_file():
+        return word and read_image(word)
+    try:
+        return ImageColor.getrgb(word)[:3]
+    except ValueError:
+        raise UserError(f"--background: expected a colour such as white or #c0ffee, or a photograph, found {word!r}") from None
+
+
+def find(args):
+    """-> ([(photograph, NAME that its files begin with, its own name in a csv)], what was not found, in words)."""
+    photographs, faults, names, csv_names = [], [], set(), set()
+    for word in args.img:
+        path = Path(word)
+        if path.is_dir():
+            found = photographs_in(path, args.recursive, Path(args.out).absolute())
+            faults += [] if found else [f"{printable(path)}: no photographs in this folder ({' '.join(IMAGE_TYPES)}){'' if args.recursive else '; --recursive looks into its sub-folders'}"]
+            found = [(file, file.relative_to(path)) for file in found]
+        elif not path.exists() and any(letter in word for letter in GLOB):
+            found = [(Path(file), Path(Path(file).name)) for file in sorted(glob.glob(word, recursive=True)) if Path(file).suffix.lower() in IMAGE_TYPES]
+            faults += [] if found else [f"{printable(word)}: no photograph fits this pattern"]
+        else:
+            found = [(path, Path(path.name))]
+        for file, relative in found:
+            stem = str(relative.with_suffix(""))
+            name = next(name for name in itertools.chain([stem], (f"{stem}_{n}" for n in itertools.count(2))) if name.lower() not in names)
+            names.add(name.lower())  # Windows and macOS take upper and lower case for the same
+            if args.rle and relative.as_posix() in csv_names:
+                faults.append(f"{printable(file)}: a second {relative.as_posix()}, which a csv could not tell from the first; run it alone")
+                continue
+            csv_names.add(relative.as_posix())
+            photographs.append((file, name, relative.as_posix()))
+    return photographs, faults
+
+
+def photographs_in(folder, recursive, out):
+    """Sorted photographs of a folder, less those that earlier runs wrote to `out`."""
+    found = []
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith(".") and Path(where, name).absolute() != out)
+        found += [Path(where, name) for name in sorted(files) if Path(name).suffix.lower() in IMAGE_TYPES and not name.startswith(".")]
+    return found
+
+
+def main(args):
+    photographs, failed = find(args)
+    if not photographs:
+        raise UserError("; ".join(failed))
+    if args.save:
+        Path(args.out).mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        rows = stack.enter_context(Submission(args)) if args.rle else None
+        if rows:
+            photographs = [one for one in photographs if one[2] not in rows.done]
+        done, started = 0, time.perf_counter()
+        for photograph, result in zip(photographs, results(args, photographs)):
+            if isinstance(result, UserError):
+                failed.append(str(result))
+                continue
+            share, written, runs = result
+            if rows:
+                rows.add(photograph[2], runs)
+            tqdm.write(f"{printable(photograph[0])}: car {100 * share:.1f} %{' -> ' if written else ''}{', '.join(printable(path) for path in written)}")
+            done += 1
+        seconds = time.perf_counter() - started
+    print(f"{many(range(done), 'photograph')} in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s" + (f"; {args.rle} holds {many(rows.done, 'row')}" if rows else ""))
+    if failed:
+        print(f"{len(failed)} failed:\n  " + "\n  ".join(failed), file=sys.stderr)
+        sys.exit(1)
+
+
+def results(args, photographs):
+    """For each photograph in order: (car's share, paths written, run lengths or None), or the UserError that it ended with."""
+    if not photographs:
+        return
+    import torch  # takes seconds, and so does what follows
+
+    import device
+    import utils
+    model = utils.load_model(args.model, args.device)
+    trained = device.config_of(model)
+    print(f"{printable(args.model)}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters at {trained['IMAGE_HEIGHT']}x{trained['IMAGE_WIDTH']} on {device.device_of(model)}")
+    device.keep_half(model)
+    batches = [photographs[i:i + args.batch_size] for i in range(0, len(photographs), args.batch_size)]
+    # each thread takes its photographs all the way: nothing waits for anything but the disk and the cores
+    cores = device.cores()
+    threads = min(cores, len(batches)) if device.device_of(model).type == "cpu" else cores
+    if device.device_of(model).type == "cpu":
+        torch.set_num_threads(max(1, cores // threads))
+    with contextlib.closing(in_threads(lambda batch: attempt(batch, model, trained, args), batches, "predicting", " batches", threads)) as done:
+        for batch in done:
+            yield from batch
+
+
+def attempt(batch, model, trained, args):
+    """predict_batch of those photographs that can be read -> a result or a UserError for each."""
+    import numpy as np
+
+    import utils
+    size, found = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]), []
+    for path, _, _ in batch:
+        try:
+            found.append(read_image(path, size, trained["IN_CHANNELS"]))
+        except UserError as error:
+            found.append(error)
+    good = [image for image in found if not isinstance(image, UserError)]
+    logits = iter(utils.network_logits(model, np.stack(good), args.tta) if good else ())
+    cut = args.threshold or trained["THRESHOLD"]
+    for i, (photograph, image) in enumerate(zip(batch, found)):
+        if not isinstance(image, UserError):
+            try:
+                found[i] = finish(photograph, next(logits), cut, args)
+            except WriteError:
+                raise
+            except UserError as error:
+                found[i] = error
+    return found
+
+
+def finish(photograph, logits, threshold, args):
+    """From a photograph's logits at the network's size to its files."""
+    import cv2
+    import numpy as np
+
+    import draw
+    import utils
+    path, name, _ = photograph
+    size = picture_size(path)
+    scale = size[0] / logits.shape[0]
+    logits = utils.upsample(logits, size)
+    mask = logits > np.float32(np.log(threshold / (1 - threshold)))
+    runs = run_lengths(mask) if args.rle else None
+    pictures = {}
+    if args.save:
+        pictures["mask.png"] = mask.view(np.uint8) * np.uint8(255)
+        if args.overlay or args.cutout or args.background is not None:
+            whole = read_image(path)
+        if args.overlay:
+            pictures["overlay.jpg"] = draw.overlay(whole, mask)
+        if args.cutout or args.background is not None:
+            colours, alpha = draw.matte(whole, logits, scale)
+        if args.cutout:
+            pictures["cutout.png"] = np.dstack([colours, alpha])
+        if args.background is not None:
+            pictures["background.jpg"] = draw.on_background(colours, alpha, args.background)
+    written = []
+    for ending, picture in pictures.items():
+        target = Path(args.out, f"{name}_{ending}")
+        draw.save(picture, target)
+        written.append(target)
+    return cv2.countNonZero(mask.view(np.uint8)) / mask.size, written, runs
+
+
+def run_lengths(mask):
+    """bool (H, W) -> "start length start length ...": pixels counted from 1, from left to right, then from top to bottom."""
+    import numpy as np
+    flat = np.concatenate([[False], mask.reshape(-1), [False]])
+    places = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    places[1::2] -= places[::2]
+    return " ".join(map(str, places))
+
+
+class Submission:
+    """A csv that grows by a row at a time. What an earlier run of the same model, threshold and --tta wrote to it stays.
+
+    Raises UserError where the file is of another run, or no such csv."""
+
+    def __init__(self, args):
+        self.path, self.beside = Path(args.rle), Path(args.rle).with_name(f".{Path(args.rle).name}.run")
+        self.run = {"model": hashlib.sha256(Path(args.model).read_bytes()).hexdigest(), "threshold": args.threshold, "tta": args.tta}
+        self.done = set()
+        if self.path.exists():
+            self.go_on()
+
+    def go_on(self):
+        try:
+            earlier = json.loads(self.beside.read_text())
+        except (OSError, ValueError):
+            earlier = None
+        if earlier != self.run:
+            raise UserError(f"{self.path} is there already, and not of this model, --threshold and --tta; remove it, or name another file")
+        with open(self.path, "rb+") as file:
+            file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))  # less the row in which the run was ended
+        with open(self.path, newline="", encoding="utf-8") as file:
+            self.done = {row[0] for row in itertools.islice(csv.reader(file), 1, None) if row}
+        if self.done:
+            print(f"{self.path}: going on after {many(self.done, 'row')}")
+
+    def __enter__(self):
+        with replacing(self.beside) as temporary:
+            temporary.write_text(json.dumps(self.run))
+        self.file = open(self.path, "a", newline="", encoding="utf-8")
+        self.writer = csv.writer(self.file, lineterminator="\n")
+        if self.file.tell() == 0:
+            self.writer.writerow(FIELDS)
+        return self
+
+    def add(self, name, runs):
+        self.writer.writerow((name, runs))
+        self.file.flush()
+        self.done.add(name)
+
+    def __exit__(self, *_):
+        self.file.close()
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    with user_errors():
+        args = arguments()
+        main(args)
