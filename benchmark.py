@@ -11,6 +11,8 @@ import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -22,8 +24,9 @@ from PIL import Image
 import config
 from pictures import UserError, check_folders, find_pairs, keep_freed_memory, refuse, replacing, user_errors
 
-PARTS = ("reading", "loader", "step", "epoch", "evaluation", "scaling")
+PARTS = ("reading", "loader", "step", "epoch", "evaluation", "inference", "scaling")
 SIZE = (config.IMAGE_HEIGHT, config.IMAGE_WIDTH)
+PLAIN_FILES = 32  # photographs in a turn of plain inference
 READ = 32  # pairs in a turn of reading
 
 
@@ -38,11 +41,17 @@ def arguments():
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="steps in a turn; default %(default)s")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="turns of each; default %(default)s")
     parser.add_argument("--scales", type=int, nargs="+", default=[100, 1000, 10_000], metavar="N", help="images, for the part scaling; default %(default)s")
+    parser.add_argument("--model", metavar="CKPT", default=config.BEST_CHECKPOINT_FILE, help="checkpoint, for the part inference; default %(default)s")
+    parser.add_argument("--files", type=int, default=512, metavar="N", help="photographs, for the part inference; default %(default)s")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="auto takes the first there is")
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     args = parser.parse_args()
-    if min(args.batch_size, args.steps, args.rounds, *args.features, *args.scales) < 1:
-        raise UserError("expected --batch-size, --steps, --rounds, --features and --scales of at least 1")
+    if min(args.batch_size, args.steps, args.rounds, args.files, *args.features, *args.scales) < 1:
+        raise UserError("expected --batch-size, --steps, --rounds, --files, --features and --scales of at least 1")
+    if not Path(args.model).is_file():
+        if args.parts != PARTS and "inference" in args.parts:
+            raise UserError(f"no checkpoint {args.model!r} for the part inference; train one, or name another with --model")
+        args.parts = [part for part in args.parts if part != "inference"]
     if args.json and not Path(args.json).absolute().parent.is_dir():
         raise UserError(f"no folder {str(Path(args.json).parent)!r} to write --json {args.json} to; make it first")
     check_folders((args.images, args.masks))
@@ -243,6 +252,47 @@ class Process:
         return self.answer()
 
 
+# ---------------------------------------------------------------- inference.py as a command
+
+class PlainInference:
+    """As tutorials predict: a photograph at a time, decoded whole, float32, the mask resized by Pillow."""
+
+    def __init__(self, args, device):
+        import albumentations as A
+        import torch
+        from albumentations.pytorch import ToTensorV2
+
+        import utils
+        from device import config_of
+        self.model, self.device = utils.load_model(args.model, str(device)).to(memory_format=torch.contiguous_format), device
+        trained = config_of(self.model)
+        mean, std = ((trained[name] * 3)[:3] for name in ("MEAN", "STD"))
+        self.transform = A.Compose([A.Resize(trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]), A.Normalize(mean=mean, std=std), ToTensorV2()])
+        self.paths = [image for image, _ in find_pairs(args.images, args.masks)][:PLAIN_FILES]
+
+    def inference(self):
+        import torch
+        with tempfile.TemporaryDirectory() as out, torch.no_grad():
+            def predict():
+                for path in self.paths:
+                    photograph = Image.open(path).convert("RGB")
+                    image = self.transform(image=np.array(photograph))["image"][None].to(self.device)
+                    mask = (torch.sigmoid(self.model(image)) > 0.5)[0, 0].cpu().numpy()
+                    Image.fromarray(mask.astype(np.uint8) * 255).resize(photograph.size).save(f"{out}/{path.stem}.png")
+            return {"plain": timed(predict) / len(self.paths)}
+
+
+def predict(args, count):
+    """Seconds of inference.py, as a command from its start to its end, for `count` photographs to their masks."""
+    paths = [image.resolve() for image, _ in find_pairs(args.images, args.masks)]
+    with tempfile.TemporaryDirectory() as folder:
+        os.mkdir(f"{folder}/photographs")
+        for i in range(count):
+            os.symlink(paths[i % len(paths)], f"{folder}/photographs/{i:06d}.jpg")
+        words = [sys.executable, Path(__file__).parent / "inference.py", "--img", f"{folder}/photographs", "--no-overlay", "--out", f"{folder}/out", "--model", args.model, "--device", args.device]
+        return timed(lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL))
+
+
 # ---------------------------------------------------------------- how time and memory grow
 
 def grow(args, count, connection):
@@ -318,7 +368,7 @@ def main(args):
     report = {"machine": machine(device), "features": args.features, "batch_size": args.batch_size, "size": SIZE, "steps": args.steps, "rounds": args.rounds}
     print(f"{report['machine']}\nfeatures {' '.join(map(str, args.features))}, batches of {args.batch_size} at {SIZE[0]}x{SIZE[1]}, "
           f"medians of {args.rounds} turns of {args.steps} steps")
-    parts = [part for part in args.parts if part != "scaling"]
+    parts = [part for part in args.parts if part not in ("inference", "scaling")]
     sides = [Process(side, args) for side in (Plain, Ours)] if parts else []
     for part in parts:
         rounds, peaks = [], []
@@ -340,6 +390,17 @@ def main(args):
         show(part, times, note)
     for side in sides:
         side.connection.send(None)
+    if "inference" in args.parts:
+        plain, rounds = Process(PlainInference, args), []
+        for _ in range(args.rounds):
+            rounds.append(plain.call("inference") | {"ours, the whole command": predict(args, args.files) / args.files})
+        plain.connection.send(None)
+        report["inference"] = {what: statistics.median(one[what] for one in rounds) for what in rounds[0]}
+        first, torch_alone = (statistics.median(timed(work) for _ in range(args.rounds)) for work in (
+            lambda: predict(args, 1), lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True)))
+        report["first_mask_s"], report["import_torch_s"] = first, torch_alone
+        show(f"photograph to mask, {args.files} files", report["inference"],
+             f"The first mask is there {first:.1f} s after the start of the process, {torch_alone:.1f} s of which `import torch` takes.")
     if "scaling" in args.parts:
         print("\n| images | finding and pairing, s | decoding into the cache, s | loading an epoch, s | evaluation, s | private memory, MB |\n" + 6 * "|---:" + "|")
         report["scaling"] = []

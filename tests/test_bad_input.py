@@ -466,5 +466,5 @@ def test_odd_but_good(tmp_path, kind):
 
 def test_the_document_names_every_kind():
     text = (Path(ROOT) / "docs/robustness.md").read_text(encoding="utf-8")
-    missing = [row[0] for row in BAD if f"`{row[0]}`" not in text and row[0] not in text] if text else BAD
-    assert not missing
+    names = [re.sub("9{30,}", lambda digits: f"999… ({len(digits[0])} digits)", row[0]).strip() for row in BAD]
+    assert [name for name in names if f"| {name} |" not in text] == [] and len(names) >= 60
