@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from device import INPUT_RULES, config_of, find_device
+from exported import SUFFIXES, load_exported
 from model import UNET
 from pictures import UserError, brief, printable
 
@@ -194,8 +195,11 @@ def _kind(thing):
 def load_model(path, device="auto"):
     """A checkpoint of ours or of the lineage ({'state_dict', ...} or a bare state_dict) -> UNET in eval mode on a device.
 
-    The network is read off the tensors' shapes; model.config holds the constants it was trained with."""
+    The network is read off the tensors' shapes; model.config holds the constants it was trained with.
+    A file of export.py's (.onnx, .pt2, .pth) becomes a module that is called likewise."""
     device = find_device(str(device))
+    if Path(path).suffix in SUFFIXES and Path(path).is_file():
+        return load_exported(path, device)
     state = read_checkpoint(path, device)
     weights = _plain_names(state.get("state_dict", state))
     try:

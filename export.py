@@ -1,0 +1,427 @@
+"""A checkpoint in other formats, each proved equal to it: python export.py [--model CKPT] [--formats ...]
+
+    python export.py                      all formats of best_checkpoint.pth.tar, in exports/, with a README.md
+    python export.py --formats onnx int8  some of them
+
+pth          unet_model.pth           the whole model; torch.load runs what is in such a file: for files of your own only
+torchscript  unet_model_torchjit.pth  needs torch, but not this project; deprecated by torch in favour of pt2
+onnx         unet_model_onnx.onnx     needs ONNX Runtime, no torch
+int8         unet_model_int8.onnx     the same in 8 bits: a quarter of the size, and faster
+pt2          unet_model.pt2           torch.export: what TorchScript is deprecated for
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+import config
+import demo_data
+from pictures import UserError, brief, check_folders, find_pairs, keep_freed_memory, printable, read_image, read_mask, refuse, replacing, user_errors
+
+FORMATS = {  # file, how it is loaded, how it is run: images, float32 (B, C, H, W), become logits (B, 1, H, W)
+    "pth": ("unet_model.pth", 'import torch\nmodel = torch.load("unet_model.pth", weights_only=False)  # in this project\'s folder; runs what is in the file',
+            "with torch.no_grad():\n    logits = model(torch.from_numpy(images)).numpy()"),
+    "torchscript": ("unet_model_torchjit.pth", 'import torch\nmodel = torch.jit.load("unet_model_torchjit.pth")',
+                    "with torch.no_grad():\n    logits = model(torch.from_numpy(images)).numpy()"),
+    "onnx": ("unet_model_onnx.onnx", 'import onnxruntime\nsession = onnxruntime.InferenceSession("unet_model_onnx.onnx")', 'logits = session.run(None, {"input": images})[0]'),
+    "int8": ("unet_model_int8.onnx", 'import onnxruntime\nsession = onnxruntime.InferenceSession("unet_model_int8.onnx")', 'logits = session.run(None, {"input": images})[0]'),
+    "pt2": ("unet_model.pt2", 'import torch\nmodel = torch.export.load("unet_model.pt2").module()', "with torch.no_grad():\n    logits = model(torch.from_numpy(images)).numpy()"),
+}
+NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("onnx", "onnxscript", "onnxruntime")}
+CALIBRATION, SCORED, CHOSEN_ON = 32, 200, 40  # images: to find the ranges of int8, to score, to choose what stays in float
+TOLERANCE = 1e-4  # of the largest logit, for formats of float32
+INT8_LOSS, INT8_AIM = 0.001, 0.0003  # of Dice: what is refused, and what float layers are taken back for
+TURNS, RUNS, REST = 6, 8, 0.1  # latency is the median of so many runs; the formats take turns, with so many seconds between them
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = refuse
+    parser.add_argument("--model", metavar="CKPT", default=config.BEST_CHECKPOINT_FILE, help="checkpoint; default %(default)s")
+    parser.add_argument("--out", metavar="DIR", default="exports", help="where the files go; default %(default)s")
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), metavar="FORMAT", help=f"some of {' '.join(FORMATS)}; default all")
+    parser.add_argument("--images", metavar="DIR", help=f"photographs to score on; default {config.VAL_IMG_DIR}, or rendered ones where there are none")
+    parser.add_argument("--masks", metavar="DIR", help="their masks")
+    parser.add_argument("--calibration", metavar="DIR", default=config.TRAIN_IMG_DIR, help="photographs, with masks in --calibration-masks, that int8's ranges are found on; default %(default)s, or rendered ones")
+    parser.add_argument("--calibration-masks", metavar="DIR", default=config.TRAIN_MASK_DIR, help="default %(default)s")
+    args = parser.parse_args()
+    if bool(args.images) != bool(args.masks):
+        raise UserError("--images and --masks go together; give both, or neither")
+    if not Path(args.model).is_file():
+        raise UserError(f"no checkpoint {args.model!r}; train one with python train.py, or name another with --model")
+    missing = sorted({module for name in args.formats for module in NEEDS.get(name, ()) if not installed(module)})
+    if missing:
+        raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed, which onnx and int8 need; pip install {' '.join(missing)}, or leave them out of --formats")
+    if args.images:
+        check_folders((args.images, args.masks))
+    return args
+
+
+def installed(module):
+    import importlib.util
+    return importlib.util.find_spec(module) is not None
+
+
+# ---------------------------------------------------------------- the formats
+
+def whole_size(model, levels):
+    """The model for any height and width without a branch, which tracing would take once for all."""
+    import torch
+    from torch.nn import functional as F
+
+    class Padded(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            height, width = x.shape[2:]
+            multiple = 2 ** levels
+            x = F.pad(x, (0, (multiple - width % multiple) % multiple, 0, (multiple - height % multiple) % multiple), mode="replicate")
+            return self.model(x)[:, :, :height, :width]
+    return Padded().eval()
+
+
+def write(name, path, model, facts, calibration):
+    """One format of the model to a file -> a remark for the README."""
+    import torch
+    levels, example = len(model.downs), torch.rand(2, model.in_channels, 2 ** len(model.downs) + 3, 2 ** len(model.downs) + 5)
+    extra = {"config.json": json.dumps(facts)}
+    dynamic = {"x": {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}}
+    with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # torch's and onnx's own remarks
+        if name == "pth":
+            torch.save(model, path)
+        elif name == "torchscript":
+            torch.jit.save(torch.jit.trace(whole_size(model, levels), example), path, _extra_files=extra)
+        elif name == "pt2":
+            steps = {"x": {0: torch.export.Dim("batch"), 2: 2 ** levels * torch.export.Dim("rows"), 3: 2 ** levels * torch.export.Dim("columns")}}
+            example = torch.rand(2, model.in_channels, 3 * 2 ** levels, 5 * 2 ** levels)
+            torch.export.save(torch.export.export(model, (example,), dynamic_shapes=steps), path, extra_files=extra)
+        elif name == "onnx":
+            torch.onnx.export(whole_size(model, levels), (example,), path, input_names=["input"], output_names=["output"], dynamic_shapes=dynamic,
+                              dynamo=True, external_data=False, opset_version=20, verbose=False)
+            add_metadata(path, facts)
+        elif name == "int8":
+            return quantise(path, model, facts, calibration)
+    return ""
+
+
+def add_metadata(path, facts):
+    import onnx
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, meaning in ((0, "batch"), (2, "height"), (3, "width")):
+            value.type.tensor_type.shape.dim[axis].dim_param = meaning
+    onnx.save(model, path)
+
+
+def quantise(path, model, facts, calibration):
+    """ONNX Runtime's static quantisation, 8 bits per channel, ranges from the calibration images. Layers go back to float, a kind at a
+    time, until Dice on other calibration images falls by no more than INT8_AIM -> which, in words."""
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            self.items = iter({"input": image} for image, _ in calibration[:CALIBRATION])
+
+        def get_next(self):
+            return next(self.items, None)
+
+    plain = path.with_name(".float.onnx")
+    write("onnx", plain, model, facts, calibration)
+    nodes = onnx.load(plain).graph.node
+    kinds = {kind: [node.name for node in nodes if node.op_type == kind] for kind in ("Conv", "ConvTranspose")}
+    first, last, up = kinds["Conv"][:1], kinds["Conv"][-1:], kinds["ConvTranspose"]
+    choices = {"nothing": [], "the last convolution": last, "the first and the last convolution": first + last,
+               "the transposed convolutions": up, "the transposed, the first and the last convolutions": up + first + last}
+    chosen_on = calibration[CALIBRATION:]
+    reference = mean_dice(lambda images: onnxruntime.InferenceSession(plain).run(None, {"input": images})[0], chosen_on)
+    best = None
+    for words, names in choices.items():
+        quantize_static(plain, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, nodes_to_exclude=names,
+                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
+        session = onnxruntime.InferenceSession(path)
+        loss = reference - mean_dice(lambda images: session.run(None, {"input": images})[0], chosen_on)
+        if best is None or loss < best[0]:
+            best = loss, words, path.read_bytes()
+        if loss <= INT8_AIM:
+            break
+    path.write_bytes(best[2])
+    plain.unlink()
+    add_metadata(path, facts)
+    return f"In int8 {best[1]} stayed in float, chosen on {len(chosen_on)} training images that its ranges were not found on: Dice {best[0]:+.5f} lower there."
+
+
+# ---------------------------------------------------------------- the proof
+
+def mean_dice(run, pairs):
+    """Mean Dice at the masks' own size of run(images (1, C, H, W)) -> logits, over (image, mask bool (H, W))."""
+    import torch
+
+    import metrics
+    from utils import upsample
+    counts = [metrics.confusion(torch.from_numpy(upsample(run(image)[0, 0], truth.shape)[None] > 0), torch.from_numpy(truth[None])) for image, truth in pairs]
+    return metrics.dice(torch.cat(counts)).mean().item()
+
+
+def serve(connection, folder, load, run, project):
+    """In a process of its own, with what a user would type: (inputs) -> list of logits, (images, runs) -> seconds of each run."""
+    os.chdir(folder)
+    sys.path.insert(0, project)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    names = {}
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            exec(load, names)
+            connection.send(None)
+            while (asked := connection.recv()) is not None:
+                inputs, runs = asked
+                if runs:
+                    names["images"], seconds = inputs, []
+                    for _ in range(runs):
+                        started = time.perf_counter()
+                        exec(run, names)
+                        seconds.append(time.perf_counter() - started)
+                    connection.send(seconds)
+                    continue
+                found = []
+                for names["images"] in inputs:
+                    exec(run, names)
+                    found.append(names["logits"])
+                connection.send(found)
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+
+
+class Process:
+    """call(inputs, runs) -> what serve() answers. Raises UserError where the file does not do what its snippet says."""
+
+    def __init__(self, name, folder, load, run):
+        context = multiprocessing.get_context("spawn")
+        self.name, (self.connection, theirs) = name, context.Pipe()
+        self.process = context.Process(target=serve, args=(theirs, str(folder), load, run, str(Path(__file__).parent)), daemon=True)
+        self.process.start()
+        theirs.close()
+        self.answer()
+
+    def call(self, inputs, runs=0):
+        self.connection.send((inputs, runs))
+        return self.answer()
+
+    def answer(self):
+        try:
+            result = self.connection.recv()
+        except EOFError:
+            result = "its process ended"
+        if isinstance(result, str):
+            raise UserError(f"{FORMATS[self.name][0]} cannot be loaded and run ({brief(result)}); it was not kept")
+        return result
+
+
+def differences(logits, expected):
+    """Largest and mean absolute difference of lists of arrays, and the largest expected value."""
+    apart = [np.abs(one - other) for one, other in zip(logits, expected, strict=True)]
+    return max(one.max() for one in apart), float(np.mean([one.mean() for one in apart])), max(np.abs(one).max() for one in expected)
+
+
+def fault(name, row, reference):
+    """Why a format is not the model, in words; None where it is."""
+    allowed = TOLERANCE * max(1, row["largest"])
+    if name == "int8":
+        return None if reference - row["dice"] <= INT8_LOSS else f"its Dice is {row['dice']:.4f}, the checkpoint's {reference:.4f}"
+    if row["max"] > allowed:
+        return f"its logits differ by up to {row['max']:.2g}, allowed are {allowed:.2g}"
+    return None if round(row["dice"], 4) == round(reference, 4) else f"its Dice is {row['dice']:.6f}, the checkpoint's {reference:.6f}"
+
+
+# ---------------------------------------------------------------- main
+
+def pairs_for(args, trained):
+    """-> (pairs to calibrate on, pairs to score on, what these are), each [(image (1, C, H, W) float32, mask bool (H, W))]."""
+    size = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"])
+    with tempfile.TemporaryDirectory() as folder:
+        def rendered():
+            if not os.listdir(folder):
+                demo_data.render_set(Path(folder) / "set", cars=14, val_cars=5, angles=8)
+            return [Path(folder) / "set" / f"{part}_{kind}" for part in ("train", "val") for kind in ("images", "masks")]
+
+        def some(images, masks, count):
+            pairs = find_pairs(images, masks)
+            pairs = [pairs[i * len(pairs) // count] for i in range(count)] if len(pairs) > count else pairs
+            return [(prepared(read_image(image, size, trained["IN_CHANNELS"]), trained), read_mask(mask) > 127) for image, mask in pairs]
+
+        there = Path(args.calibration).is_dir() and Path(args.calibration_masks).is_dir()
+        calibration = some(*((args.calibration, args.calibration_masks) if there else rendered()[:2]), CALIBRATION + CHOSEN_ON)
+        folders = (args.images, args.masks) if args.images else (config.VAL_IMG_DIR, config.VAL_MASK_DIR) if Path(config.VAL_IMG_DIR).is_dir() else None
+        scored = some(*(folders or rendered()[2:]), SCORED)
+    if len(calibration) < 8 and "int8" in args.formats:
+        raise UserError(f"{args.calibration} holds {len(calibration)} photographs; int8 needs 8 at least, name others with --calibration and --calibration-masks")
+    if len(calibration) <= CALIBRATION:  # few: ranges from all, and the choice on the same
+        calibration = calibration * (CALIBRATION // len(calibration) + 1)
+    return calibration, scored, f"photographs of {folders[0]}" if folders else "rendered cars"
+
+
+def prepared(image, trained):
+    """uint8 (H, W, C) -> float32 (1, C, H, W), as the network wants it."""
+    mean, std = (np.float32(trained[name]).reshape(-1, 1, 1) for name in ("MEAN", "STD"))
+    return ((image.transpose(2, 0, 1).astype(np.float32) / np.float32(255) - mean) / std)[None]
+
+
+def main(args):
+    import torch
+
+    import device
+    from checkpoint import load_model, read_checkpoint
+    model = load_model(args.model, "cpu").to(memory_format=torch.contiguous_format)
+    trained = device.config_of(model)
+    calibration, scored, what = pairs_for(args, trained)
+    images, truths = [image for image, _ in scored], [truth for _, truth in scored]
+    state = read_checkpoint(args.model)
+    facts = {name: trained[name] for name in (*device.INPUT_RULES, "IN_CHANNELS", "FEATURES")}
+    facts |= {"DICE": state.get("best"), "VERSION": f"carvana-unet export.py, torch {torch.__version__}"}
+
+    multiple = 2 ** len(model.downs)
+    height, width = trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]
+    odd = [prepared(image, trained) for image in (np.random.default_rng(0).integers(0, 256, (*size, model.in_channels), dtype=np.uint8)
+                                                  for size in ((height + multiple, width + 2 * multiple), (height // 2 + 3, width // 2 + 5), (multiple // 2 + 1, multiple + 1)))]
+    checks = [images[0], np.concatenate(images[:3]), *odd, np.concatenate([odd[1]] * 2)]
+
+    def eager(inputs, half=False):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+            return [model(torch.from_numpy(one)).float().numpy() for one in inputs]
+
+    def score(logits):
+        return mean_dice(lambda pair: pair, list(zip(logits, truths)))
+
+    expected = eager(checks)
+    reference = score(eager(images))
+    half = dict(zip(("max", "mean", "largest"), differences(eager(checks, half=True), expected))) | {"dice": score(eager(images, half=True))}
+    rows = {"PyTorch, float32": {"max": 0.0, "mean": 0.0, "dice": reference}, "PyTorch, bfloat16": half}
+    remarks, failed, running = [], [], {}
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in args.formats:
+        file, load, run = FORMATS[name]
+        print(f"{file} ...", flush=True)
+        try:
+            with replacing(out / file) as temporary:
+                remark = write(name, temporary, model, facts, calibration)
+            running[name] = Process(name, out, load, run)
+            fit = [i for i, one in enumerate(checks) if name != "pt2" or not any(side % multiple for side in one.shape[2:])]
+            found = running[name].call([checks[i] for i in fit])
+            row = dict(zip(("max", "mean", "largest"), differences(found, [expected[i] for i in fit]))) | {"dice": score(running[name].call(images)), "mb": (out / file).stat().st_size / 1e6}
+            if wrong := fault(name, row, reference):
+                raise UserError(f"{file} is not the model: {wrong}; it was not kept")
+            rows[name] = row
+            remarks += [remark] if remark else []
+        except (UserError, RuntimeError) as error:
+            (out / file).unlink(missing_ok=True)
+            running.pop(name, None)
+            failed.append(str(error))
+    measure(rows, running, eager, images[0])
+    text = readme(rows, remarks, facts, what, len(scored), args)
+    if not failed:
+        for path, content in ((out / "README.md", text), (out / "predict.py", PREDICT)):
+            with replacing(path) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+    print(text[text.index("| format"):text.index("\n\n", text.index("| format"))])
+    for process in running.values():
+        process.connection.send(None)
+    if failed:
+        raise UserError("\n".join(failed))
+    print(f"{printable(out)}/README.md says how each is used")
+
+
+def measure(rows, running, eager, image):
+    """Add "ms", the median latency of one image on two threads, to each row: all take turns."""
+    import torch
+    torch.set_num_threads(2)
+    times = {name: [] for name in rows}
+    for _ in range(TURNS):
+        for name in rows:
+            time.sleep(REST)  # the threads of the one before wait for more work, busily, for a while
+            if name in running:
+                seconds = running[name].call(image, RUNS)
+            else:
+                seconds = []
+                for _ in range(RUNS):
+                    started = time.perf_counter()
+                    eager([image], half="bfloat16" in name)
+                    seconds.append(time.perf_counter() - started)
+            times[name] += seconds[2:]  # the first two wake the threads
+    for name, seconds in times.items():
+        rows[name]["ms"] = 1000 * statistics.median(seconds)
+
+
+def readme(rows, remarks, facts, what, count, args):
+    multiple = 2 ** len(facts["FEATURES"])
+    height, width, channels = facts["IMAGE_HEIGHT"], facts["IMAGE_WIDTH"], facts["IN_CHANNELS"]
+    lines = [f"# {Path(args.model).name} in other formats", "",
+             f"Made by `python export.py`. Dice: mean over {count} {what}, at their own size. Latency: one image of {height}x{width}, median of {TURNS * (RUNS - 2)} runs on two threads of this machine, the formats taking turns. "
+             "Difference: of the logits to PyTorch in float32, on images of four sizes in batches of 1 to 3.", "",
+             "| format | file | MB | ms per image | largest difference | mean difference | Dice |", "|---|---|---:|---:|---:|---:|---:|"]
+    for name, row in rows.items():
+        file, size = (FORMATS[name][0], f"{row['mb']:.2f}") if name in FORMATS else ("", "")
+        lines.append(f"| {name} | {file} | {size} | {row['ms']:.1f} | {row['max']:.1e} | {row['mean']:.1e} | {row['dice']:.5f} |")
+    lines += ["", *remarks, "", f"Input: float32 (batch, {channels}, height, width), any batch, height and width (unet_model.pt2: multiples of {multiple}); the network was trained on {height}x{width}. Levels 0 to 255, {'RGB' if channels == 3 else 'grey'}, are divided by 255, less {facts['MEAN']}, "
+              f"divided by {facts['STD']}. Output: logits (batch, 1, height, width); above {np.log(facts['THRESHOLD'] / (1 - facts['THRESHOLD'])):.4g} it is foreground (probability {facts['THRESHOLD']}). Upsample the logits to the photograph's size, then compare. "
+              "These facts are in the files too: an .onnx has them as metadata (opset 20), a .pt2 and the TorchScript file as `config.json`.", "",
+              "`python predict.py photograph.jpg` (onnxruntime, NumPy and Pillow; no torch) writes a mask."]
+    for name in args.formats:
+        file, load, run = FORMATS[name]
+        lines += ["", f"## {file}", "", "```python", load, run, "```"]
+        lines += ["", f"Height and width must be multiples of {multiple}."] if name == "pt2" else []
+        lines += ["", "Loading it runs code that is in it: for files that you made yourself."] if name == "pth" else []
+    return "\n".join(lines) + "\n"
+
+
+PREDICT = '''"""A photograph to a mask, with onnxruntime, NumPy and Pillow: python predict.py PHOTOGRAPH [MODEL.onnx]"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+photograph = Path(sys.argv[1])
+here = Path(__file__).parent
+model = Path(sys.argv[2]) if len(sys.argv) > 2 else next(path for path in (here / "unet_model_int8.onnx", here / "unet_model_onnx.onnx") if path.exists())
+session = onnxruntime.InferenceSession(model)
+facts = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
+
+image = ImageOps.exif_transpose(Image.open(photograph)).convert("RGB" if facts["IN_CHANNELS"] == 3 else "L")
+levels = np.asarray(image.resize((facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"]), Image.Resampling.HAMMING), np.float32)
+levels = levels.reshape(facts["IMAGE_HEIGHT"], facts["IMAGE_WIDTH"], -1).transpose(2, 0, 1) / 255  # (channels, height, width)
+mean, std = (np.float32(facts[name]).reshape(-1, 1, 1) for name in ("MEAN", "STD"))
+logits = session.run(None, {"input": ((levels - mean) / std)[None]})[0][0, 0]
+
+whole = np.asarray(Image.fromarray(logits).resize(image.size, Image.Resampling.BILINEAR))
+mask = whole > np.log(facts["THRESHOLD"] / (1 - facts["THRESHOLD"]))
+target = photograph.with_name(f"{photograph.stem}_mask.png")
+Image.fromarray(mask).convert("L").save(target)
+print(f"{target}: {100 * mask.mean():.1f} % foreground")
+'''
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    with user_errors():
+        args = arguments()
+        main(args)
