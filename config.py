@@ -8,12 +8,12 @@ the bounds are whole), and are enforced.
 """
 
 # data: made by prepare_data.py
-TRAIN_IMG_DIR = "data/train_images/"  # photographs to learn from
-TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png
-VAL_IMG_DIR = "data/val_images/"  # photographs to be judged by, of other cars
-VAL_MASK_DIR = "data/val_masks/"  # their masks
+TRAIN_IMG_DIR = "data/train_images/"  # photographs to learn from [path]
+TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png [path]
+VAL_IMG_DIR = "data/val_images/"  # photographs to be judged by, of other cars [path]
+VAL_MASK_DIR = "data/val_masks/"  # their masks [path]
 CACHE = True  # decode each file once and keep what the network needs of it, 150 KB a pair at 160x240 [true | false]
-CACHE_DIR = "data/.cache/"  # where to; a fast disk with room
+CACHE_DIR = "data/.cache/"  # where to; a fast disk with room [path]
 NUM_WORKERS = -1  # processes that read and augment; -1: as the machine needs, 0: the training process itself [-1..256]
 PIN_MEMORY = True  # faster copies to a GPU; of no effect without one [true | false]
 
@@ -50,9 +50,9 @@ COMPILE = "auto"  # torch.compile: a minute first, faster steps then; auto: on C
 # what is kept
 LOAD_MODEL = False  # go on from CHECKPOINT_FILE; where all epochs are done, only evaluate [true | false]
 CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch; Ctrl-C and SIGTERM write one as well [0.001..100000.0]
-CHECKPOINT_FILE = "my_checkpoint.pth.tar"  # the last epoch's; all that resuming needs
-BEST_CHECKPOINT_FILE = "best_checkpoint.pth.tar"  # that of the epoch with the best validation Dice
-SAVED_IMAGES_DIR = "saved_images/"  # predictions, overview.png, batch.png, history.csv
+CHECKPOINT_FILE = "my_checkpoint.pth.tar"  # the last epoch's; all that resuming needs [path]
+BEST_CHECKPOINT_FILE = "best_checkpoint.pth.tar"  # that of the epoch with the best validation Dice [path]
+SAVED_IMAGES_DIR = "saved_images/"  # predictions, overview.png, batch.png, history.csv [path]
 
 # evaluation
 THRESHOLD = 0.5  # above this probability a pixel is car [0.001..0.999]
@@ -147,10 +147,11 @@ def _rule(value, why):
     text = found[1] if found else ""
     choices = text.split(" | ") if "|" in text else None
     bounds = re.match(r"(?:list of )?(\S+)\.\.(\S+)", text)
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
     if choices:
         kind = bool if choices == ["true", "false"] else int if choices[0].isdigit() else str
     else:
-        kind = str if not bounds else int if all(bound.lstrip("-").isdigit() for bound in bounds.groups()) else float
+        kind = str if text == "path" else type(first) if not bounds else int if all(bound.lstrip("-").isdigit() for bound in bounds.groups()) else float
     return {"text": text, "kind": kind, "list": text.startswith("list of") or isinstance(value, (list, tuple)),
             "choices": choices, "bounds": bounds and tuple(map(float, bounds.groups()))}
 

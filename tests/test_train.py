@@ -226,7 +226,7 @@ def test_wrong_files(data, run):
         assert words in done.stderr
     (data / "data/val_masks" / min(p.name for p in (data / "data/val_masks").iterdir())).unlink()
     done = run("train.py", *SMALL, status=2)
-    assert "4 problems" in done.stderr and "1 problems in 'data/val_images/'" in done.stderr
+    assert "4 problems" in done.stderr and "1 problem in 'data/val_images/'" in done.stderr
     for path in train_images.iterdir():
         path.unlink()
     assert "no images in" in run("train.py", *SMALL, status=2).stderr
