@@ -32,23 +32,27 @@ STATE_RULES = {  # what else a checkpoint may hold, and what it must be then
 }
 
 
-def checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part=None):
+def checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part=None, average=None):
     """The one dict that resuming needs, of tensors and plain values only (torch.load's weights_only=True reads it).
 
     run: what tells this training from others; epoch: how many are done; best: highest validation Dice so far;
-    history: a dict per epoch; part: what is done of the next one."""
-    return {
-        "run": run, "state_dict": _plain_names(model.state_dict()), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+    history: a dict per epoch; part: what is done of the next one. average: a model with the weights' running average, which is what
+    "state_dict" holds then; those that training goes on with are "trained"."""
+    weights = {"state_dict": _plain_names((average or model).state_dict())} | ({"trained": _plain_names(model.state_dict())} if average else {})
+    return weights | {
+        "run": run, "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
         "epoch": epoch, "best": best, "history": history, "part": part, "config": config_of(model),
         "random": {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
     }
 
 
-def restore(state, model, optimizer, scaler, name="the checkpoint"):
+def restore(state, model, optimizer, scaler, name="the checkpoint", average=None):
     """The reverse of checkpoint_state: fills the three in -> (epochs done, best, history, part of the next epoch or None).
 
     A checkpoint of only weights, or of weights and optimizer, counts as epoch 0. Raises UserError where something does not fit."""
-    load_checkpoint(state, model, name=name)
+    load_checkpoint(state.get("trained") or state, model, name=name)
+    if average is not None:
+        load_checkpoint(state, average, name=name)
     try:
         if state.get("optimizer"):  # what it has gathered; how it is set is the constants' to say
             groups, theirs = optimizer.state_dict()["param_groups"], state["optimizer"]["param_groups"]
@@ -150,7 +154,10 @@ def read_checkpoint(filename, device="cpu"):
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
     if not isinstance(weights, dict) or not any(str(name).endswith("final_conv.weight") for name in weights):
         raise UserError(f"{printable(filename)} holds no weights of a UNET (a state_dict with final_conv.weight); name another")
-    faults = [f"{printable(name)} {fault}" for name, tensor in weights.items() if (fault := _weight_fault(tensor))]
+    trained = state.get("trained", {}) if weights is not state else {}
+    if not isinstance(trained, dict):
+        raise UserError(f"{printable(filename)} is not sound: 'trained' is {_kind(trained)} (expected weights); name another checkpoint")
+    faults = [f"{printable(name)} {fault}" for name, tensor in (*weights.items(), *trained.items()) if (fault := _weight_fault(tensor))]
     faults += [f"{name!r} is {printable(repr(state[name])):.60} (expected {expected})" for name, (good, expected) in STATE_RULES.items()
                if weights is not state and name in state and not good(state[name])]
     if faults:
@@ -190,6 +197,14 @@ def _weight_fault(tensor):
 
 def _kind(thing):
     return str(thing.dtype if getattr(thing, "layout", None) == torch.strided else getattr(thing, "layout", type(thing).__name__)).removeprefix("torch.")
+
+
+def take_what_fits(checkpoint, model):
+    """Fill a model with those weights of a checkpoint that have its names and shapes -> what was not taken, in words."""
+    theirs, ours = _plain_names(checkpoint.get("state_dict", checkpoint)), model.state_dict()
+    fitting = {name: tensor for name, tensor in theirs.items() if name in ours and tensor.shape == ours[name].shape}
+    model.load_state_dict(fitting, strict=False)
+    return [f"{name} {tuple(ours[name].shape)}" + (f", there {tuple(theirs[name].shape)}" if name in theirs else "") for name in ours if name not in fitting]
 
 
 def load_model(path, device="auto"):

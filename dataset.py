@@ -70,18 +70,23 @@ class EpochSampler(Sampler):
         return np.random.default_rng([self.seed, epoch]).permutation(self.length).tolist()
 
 
-def train_transform(rotate=35, horizontal_flip=0.5, vertical_flip=0.1, rotate_fill="reflect"):
+def train_transform(rotate=35, horizontal_flip=0.5, vertical_flip=0.1, rotate_fill="reflect", scale=0.0, colour=0.0):
     """uint8 (H, W, C) image and float (H, W) mask -> uint8 tensor (C, H, W) and float tensor (H, W), augmented.
 
-    rotate: degrees either way, flips: probabilities. rotate_fill: what a rotation brings into view is
-    the picture's own reflection ("reflect", the mask's likewise) or "black" and background.
+    rotate: degrees either way, flips: probabilities. rotate_fill: what a rotation or shrinking brings into view is
+    the picture's own reflection ("reflect", the mask's likewise) or "black" and background. scale: larger or smaller
+    by up to this share; colour: brightness, contrast and saturation likewise.
     Levels become floats on the device (utils.to_device): a quarter of the bytes to move."""
     import albumentations as A  # takes seconds, which a script that augments nothing need not wait
     from albumentations.pytorch import ToTensorV2
     border = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[rotate_fill]
     turn = [A.Rotate(limit=rotate, p=1.0, border_mode=border, fill=0, fill_mask=0, mask_interpolation=cv2.INTER_LINEAR)]
+    resize = [A.Affine(scale=(1 - scale, 1 + scale), p=1.0, border_mode=border, fill=0, fill_mask=0, mask_interpolation=cv2.INTER_LINEAR)]
+    paint = [A.ColorJitter(brightness=(1 - colour, 1 + colour), contrast=(1 - colour, 1 + colour), saturation=(1 - colour, 1 + colour), hue=(0, 0), p=1.0)]
     return A.Compose([
         *(turn if rotate else []),
+        *(resize if scale else []),
+        *(paint if colour else []),
         A.HorizontalFlip(p=horizontal_flip),
         A.VerticalFlip(p=vertical_flip),
         ToTensorV2(),

@@ -141,7 +141,8 @@ def quantise(path, model, facts, calibration):
         def get_next(self):
             return next(self.items, None)
 
-    plain = path.with_name(".float.onnx")
+    folder = tempfile.TemporaryDirectory()
+    plain = Path(folder.name, "float.onnx")
     write("onnx", plain, model, facts, calibration)
     nodes = onnx.load(plain).graph.node
     kinds = {kind: [node.name for node in nodes if node.op_type == kind] for kind in ("Conv", "ConvTranspose")}
@@ -161,7 +162,7 @@ def quantise(path, model, facts, calibration):
         if loss <= INT8_AIM:
             break
     path.write_bytes(best[2])
-    plain.unlink()
+    folder.cleanup()
     add_metadata(path, facts)
     return f"In int8 {best[1]} stayed in float, chosen on {len(chosen_on)} training images that its ranges were not found on: Dice {best[0]:+.5f} lower there."
 
@@ -336,7 +337,7 @@ def main(args):
     measure(rows, running, eager, images[0])
     text = readme(rows, remarks, facts, what, len(scored), args)
     if not failed:
-        for path, content in ((out / "README.md", text), (out / "predict.py", PREDICT)):
+        for path, content in ((out / "README.md", text), *([(out / "predict.py", PREDICT)] if NEEDS.keys() & set(args.formats) else [])):
             with replacing(path) as temporary:
                 temporary.write_text(content, encoding="utf-8")
     print(text[text.index("| format"):text.index("\n\n", text.index("| format"))])
@@ -381,7 +382,7 @@ def readme(rows, remarks, facts, what, count, args):
     lines += ["", *remarks, "", f"Input: float32 (batch, {channels}, height, width), any batch, height and width (unet_model.pt2: multiples of {multiple}); the network was trained on {height}x{width}. Levels 0 to 255, {'RGB' if channels == 3 else 'grey'}, are divided by 255, less {facts['MEAN']}, "
               f"divided by {facts['STD']}. Output: logits (batch, 1, height, width); above {np.log(facts['THRESHOLD'] / (1 - facts['THRESHOLD'])):.4g} it is foreground (probability {facts['THRESHOLD']}). Upsample the logits to the photograph's size, then compare. "
               "These facts are in the files too: an .onnx has them as metadata (opset 20), a .pt2 and the TorchScript file as `config.json`.", "",
-              "`python predict.py photograph.jpg` (onnxruntime, NumPy and Pillow; no torch) writes a mask."]
+              *(["`python predict.py photograph.jpg` (onnxruntime, NumPy and Pillow; no torch) writes a mask."] if NEEDS.keys() & set(args.formats) else [])]
     for name in args.formats:
         file, load, run = FORMATS[name]
         lines += ["", f"## {file}", "", "```python", load, run, "```"]

@@ -26,6 +26,7 @@ from pictures import IMAGE_TYPES, UserError, WriteError, in_threads, keep_freed_
 
 FIELDS = ("img", "rle_mask")  # of the challenge's submission
 GLOB = "*?["
+ENDINGS = ("mask.png", "overlay.jpg", "cutout.png", "background.jpg")
 
 
 def arguments():
@@ -108,6 +109,10 @@ def main(args):
     if not photographs:
         raise UserError("; ".join(failed))
     if args.save:
+        inputs = {photograph[0].absolute() for photograph in photographs}
+        clash = [path for _, name, _ in photographs for ending in ENDINGS if (path := Path(args.out, f"{name}_{ending}").absolute()) in inputs]
+        if clash:
+            raise UserError(f"{printable(clash[0])} is one of the photographs, and would be overwritten; choose another folder with --out")
         Path(args.out).mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         rows = stack.enter_context(Submission(args)) if args.rle else None
@@ -193,17 +198,17 @@ def finish(photograph, logits, threshold, args):
     runs = run_lengths(mask) if args.rle else None
     pictures = {}
     if args.save:
-        pictures["mask.png"] = mask.view(np.uint8) * np.uint8(255)
+        pictures[ENDINGS[0]] = mask.view(np.uint8) * np.uint8(255)
         if args.overlay or args.cutout or args.background is not None:
             whole = read_image(path)
         if args.overlay:
-            pictures["overlay.jpg"] = draw.overlay(whole, mask)
+            pictures[ENDINGS[1]] = draw.overlay(whole, mask)
         if args.cutout or args.background is not None:
             colours, alpha = draw.matte(whole, logits, scale)
         if args.cutout:
-            pictures["cutout.png"] = np.dstack([colours, alpha])
+            pictures[ENDINGS[2]] = np.dstack([colours, alpha])
         if args.background is not None:
-            pictures["background.jpg"] = draw.on_background(colours, alpha, args.background)
+            pictures[ENDINGS[3]] = draw.on_background(colours, alpha, args.background)
     written = []
     for ending, picture in pictures.items():
         target = Path(args.out, f"{name}_{ending}")

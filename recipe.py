@@ -1,6 +1,10 @@
 """What a training step follows: optimizers and learning rates, by the names that config.py gives them."""
 
+import math
+
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 # Of a step that brings singular values from (0, 1] near 1 (0.7 to 1.2) and is steep at 0, found by Keller Jordan:
 # Muon: An optimizer for hidden layers in neural networks, 2024, https://kellerjordan.github.io/posts/muon/
@@ -9,23 +13,71 @@ QUINTIC, STEPS = (3.4445, -4.7750, 2.0315), 3
 ADAM_SHARE = 0.15  # of the learning rate, for what is no kernel: an orthogonal step of 0.02 goes with Adam's of 0.003
 
 
-def make_optimizer(name, parameters, learning_rate, device):
-    """"adam" or "muon" -> the optimizer of these parameters."""
+EDGE_WEIGHT, EDGE_REACH = 4.0, 1 / 32  # of the edge loss: on top of 1, and how far from the outline, as a share of the height
+
+
+def make_loss(name):
+    """"bce", "dice", "bce_dice" or "edge" -> loss_fn(logits, masks), float32 (B, 1, H, W) both, masks in [0, 1]."""
+    bce = nn.BCEWithLogitsLoss()
+    return {"bce": bce, "dice": dice_loss, "bce_dice": lambda logits, masks: bce(logits, masks) + dice_loss(logits, masks), "edge": edge_loss}[name]
+
+
+def dice_loss(logits, masks):
+    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), p the probability and t the mask, a mean over images.
+
+    Milletari et al., V-Net, 2016, arXiv:1606.04797, with the sums of Sudre et al., 2017, arXiv:1707.03237."""
+    p, t = torch.sigmoid(logits).flatten(1), masks.flatten(1)
+    return (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).mean()
+
+
+def edge_loss(logits, masks):
+    """Binary cross entropy, each pixel weighted by 1 + EDGE_WEIGHT * 4 m (1 - m), m the mask's mean around it, and divided by the weights' mean.
+
+    After the border weights of Ronneberger et al., 2015, arXiv:1505.04597, equation 2, by a mean instead of a distance."""
+    reach = max(1, round(EDGE_REACH * masks.shape[2]))
+    m = F.avg_pool2d(masks, 2 * reach + 1, 1, reach, count_include_pad=False)
+    weights = 1 + EDGE_WEIGHT * 4 * m * (1 - m)
+    return F.binary_cross_entropy_with_logits(logits, masks, weights / weights.mean())
+
+
+def make_optimizer(name, parameters, learning_rate, device, weight_decay=0.0):
+    """"adam" or "muon" -> the optimizer of these parameters; weight decay is decoupled (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
     if name == "muon":
-        return Muon(parameters, learning_rate)
-    return torch.optim.Adam(parameters, learning_rate, fused=device.type in ("cpu", "cuda"))
+        return Muon(parameters, learning_rate, weight_decay=weight_decay)
+    return torch.optim.Adam(parameters, learning_rate, weight_decay=weight_decay, decoupled_weight_decay=weight_decay > 0, fused=device.type in ("cpu", "cuda"))
+
+
+@torch.no_grad()
+def average_weights(average, model, decay, steps):
+    """Move the weights and BatchNorm statistics of `average` towards the model's; of its own stay `decay`, at first less: (1 + steps) / (10 + steps)."""
+    stays = min(decay, (1 + steps) / (10 + steps))
+    for mine, new in zip(average.state_dict().values(), model.state_dict().values()):
+        if mine.is_floating_point():
+            mine.lerp_(new, 1 - stays)
+        else:
+            mine.copy_(new)
+
+
+def shrunk(images, masks, share, multiple):
+    """Images (B, C, H, W) and masks (B, 1, H, W) at about this share of their size, sides a multiple of `multiple`, by area."""
+    if share == 1:
+        return images, masks
+    size = [max(multiple, round(share * side / multiple) * multiple) for side in images.shape[2:]]
+    return (F.interpolate(each, size=size, mode="area") for each in (images, masks))
 
 
 def learning_rate(schedule, highest, warmup, progress):
     """The rate at a point of the run, progress running from 0 at its first step to 1 behind its last.
 
-    "constant"; else up to the highest over the share `warmup` of the run, then down to 0 as a straight line ("linear")
-    or as its square ("quadratic": low sooner, for runs that end at a score)."""
+    "constant"; else up to the highest over the share `warmup` of the run, then down to 0: as a straight line ("linear"; with much
+    of warm-up the one cycle of Smith and Topin, 2018, arXiv:1708.07120), as its square ("quadratic": low sooner, for runs that
+    end at a score), or as half a wave ("cosine": Loshchilov and Hutter, 2017, arXiv:1608.03983)."""
     if schedule == "constant":
         return highest
     if progress < warmup:
         return highest * (progress + 1e-3) / (warmup + 1e-3)
-    return highest * ((1 - progress) / (1 - warmup)) ** {"linear": 1, "quadratic": 2}[schedule]
+    left = (1 - progress) / (1 - warmup) if warmup < 1 else 0
+    return highest * ((1 - math.cos(math.pi * left)) / 2 if schedule == "cosine" else left ** {"linear": 1, "quadratic": 2}[schedule])
 
 
 class Muon(torch.optim.Optimizer):
@@ -35,8 +87,8 @@ class Muon(torch.optim.Optimizer):
     momentum; scaled by sqrt(max(1, rows / columns)). What has no rows and columns (BatchNorm, biases, the kernel of a
     single output) follows Adam (Kingma and Ba, 2015, arXiv:1412.6980) at ADAM_SHARE of lr."""
 
-    def __init__(self, params, lr, momentum=0.9, betas=(0.9, 0.999), eps=1e-8):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps})
+    def __init__(self, params, lr, momentum=0.9, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -44,6 +96,7 @@ class Muon(torch.optim.Optimizer):
             kernels = {}  # those of one shape are done at once
             for p in group["params"]:
                 if p.grad is not None:
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
                     if p.dim() == 4 and p.shape[0] > 1:
                         kernels.setdefault(p.shape, []).append(p)
                     else:

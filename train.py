@@ -32,6 +32,8 @@ def configured():
         raise UserError(f"--checkpoint-file and --best-checkpoint-file are both {cfg.CHECKPOINT_FILE!r}; one would overwrite the other")
     if Path(cfg.SAVED_IMAGES_DIR).exists() and not Path(cfg.SAVED_IMAGES_DIR).is_dir():
         raise UserError(f"--saved-images-dir: expected a folder, found the file {cfg.SAVED_IMAGES_DIR!r}; name another")
+    if cfg.INIT_WEIGHTS and not Path(cfg.INIT_WEIGHTS).is_file():
+        raise UserError(f"no checkpoint {cfg.INIT_WEIGHTS!r} to take weights from; name another with --init-weights, or leave it away")
     if cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
         raise UserError(f"no checkpoint {cfg.CHECKPOINT_FILE!r} to go on from; leave --load-model away to train anew")
     return cfg
@@ -50,6 +52,7 @@ if __name__ == "__main__":  # wrong words and wrong folders are answered before 
     with user_errors():
         cfg = configured()
 
+import copy  # noqa: E402
 import csv  # noqa: E402
 import math  # noqa: E402
 import sys  # noqa: E402
@@ -65,17 +68,20 @@ from dataset import train_transform, val_transform  # noqa: E402
 from device import amp_dtype, autocast, compiling_pays, find_device, peak_memory, plainly, refuse_what_cannot_fit, to_device  # noqa: E402
 from interrupts import Signals, Stretch  # noqa: E402
 from model import UNET  # noqa: E402
-from recipe import learning_rate, make_optimizer  # noqa: E402
+from recipe import average_weights, learning_rate, make_loss, make_optimizer, shrunk  # noqa: E402
 
+SHRUNK_TO = 16  # of a smaller size to train at, both sides are multiples
 LOOK_EVERY = 10  # steps between looks at the loss; each look waits for the device
 COLUMNS = ("epoch", "train_loss", "val_loss", "accuracy", "dice", "one_minus_dice", "full_dice",
            "learning_rate", "seconds", "images_per_second", "peak_memory_mb")
 
 
-def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None):
+def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None, accumulate=1, clip=0.0, share=None, after_step=None):
     """The steps of an epoch, or of a Stretch of it -> mean loss of its images.
 
-    epochs_left: of so many the time is announced early on. rate: steps done here -> learning rate; None leaves the optimizer's own."""
+    epochs_left: of so many the time is announced early on. rate: batches done here -> learning rate; None leaves the optimizer's own.
+    accumulate: batches to a step. clip: longest gradient, 0 for any. share: batches done here -> share of the images' size to
+    train at. after_step: called with the batches done here after each step."""
     model.train()
     total, seen, recent, started = 0.0, 0, [], None
     with tqdm(total=len(loader.dataset), initial=getattr(loader, "first", 0), unit=" images", dynamic_ncols=True, leave=False) as bar:
@@ -84,15 +90,24 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None
                 for group in optimizer.param_groups:
                     group["lr"] = rate(step)
             images, masks = to_device(images, masks, model)
+            if share is not None:
+                images, masks = shrunk(images, masks, share(step), SHRUNK_TO)
 
             with autocast(model):
                 logits = model(images)
             loss = loss_fn(logits.float(), masks)  # in float32: half precision rounds small losses away
 
-            optimizer.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            if step % accumulate == 0:
+                optimizer.zero_grad()
+            scaler.scale(loss / accumulate).backward()
+            if (step + 1) % accumulate == 0 or step + 1 == len(loader):
+                if clip:
+                    scaler.unscale_(optimizer)
+                    nn.utils.clip_grad_norm_(model.parameters(), clip)
+                scaler.step(optimizer)
+                scaler.update()
+                if after_step is not None:
+                    after_step(step + 1)
 
             bar.update(len(images))
             seen += len(images)
@@ -143,14 +158,19 @@ def main(cfg):
 
     train_loader, val_loader = utils.get_loaders(
         *folders(cfg), cfg.BATCH_SIZE,
-        train_transform(cfg.ROTATE, cfg.HORIZONTAL_FLIP, cfg.VERTICAL_FLIP, cfg.ROTATE_FILL), val_transform(),
+        train_transform(cfg.ROTATE, cfg.HORIZONTAL_FLIP, cfg.VERTICAL_FLIP, cfg.ROTATE_FILL, cfg.SCALE_JITTER, cfg.COLOR_JITTER), val_transform(),
         cfg.NUM_WORKERS, cfg.PIN_MEMORY, size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), channels=cfg.IN_CHANNELS,
         mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED, cache_dir=cfg.CACHE_DIR if cfg.CACHE else None,
     )
     model = UNET(**network).to(device, memory_format=torch.channels_last)
     model.config = vars(cfg)
-    loss_fn = nn.BCEWithLogitsLoss()
-    optimizer = make_optimizer(cfg.OPTIMIZER, model.parameters(), cfg.LEARNING_RATE, device)
+    if cfg.INIT_WEIGHTS and not cfg.LOAD_MODEL:
+        left = utils.take_what_fits(utils.read_checkpoint(cfg.INIT_WEIGHTS), model)
+        print(f"weights of {cfg.INIT_WEIGHTS}" + (f", but not: {'; '.join(left[:4])}{f' and {len(left) - 4} more' if len(left) > 4 else ''}" if left else ""))
+    average = copy.deepcopy(model) if cfg.EMA else None
+    judged = average or model
+    loss_fn = make_loss(cfg.LOSS)
+    optimizer = make_optimizer(cfg.OPTIMIZER, model.parameters(), cfg.LEARNING_RATE, device, cfg.WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device, cfg.PRECISION) == torch.float16)
     print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} validation images at "
           f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {parameters / 1e6:.2f} M parameters on {device}, "
@@ -162,13 +182,13 @@ def main(cfg):
     if cfg.LOAD_MODEL:
         state = utils.read_checkpoint(cfg.CHECKPOINT_FILE)
         compare_with_checkpoint(cfg, state.get("config", {}))
-        epoch, best, history, part = utils.restore(state, model, optimizer, scaler, cfg.CHECKPOINT_FILE)
+        epoch, best, history, part = utils.restore(state, model, optimizer, scaler, cfg.CHECKPOINT_FILE, average)
         run, part = state.get("run", run), part if part and part["of"] == images else nothing_done
         print(f"{cfg.CHECKPOINT_FILE}: {epoch} of {cfg.NUM_EPOCHS} epochs done" + (f", and {part['images']} images of the next" if part["images"] else ""))
-        scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=True)
+        scores = utils.check_accuracy(val_loader, judged, device, loss_fn, full_size=True)
         print(f"Dice {scores['full_dice']:.4f} at full size")
         best = scores["dice"] if best < 0 else best
-        draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
+        draw.validation_pictures(val_loader, judged, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
     train_loader.sampler.epoch = epoch
     draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
 
@@ -176,31 +196,42 @@ def main(cfg):
     reached, saved = [], time.monotonic()
 
     def pause(done):
+        if done < images and done // cfg.BATCH_SIZE % cfg.ACCUMULATE:
+            return False  # in the middle of a step
         return signals.received or done in looks or time.monotonic() - saved > 60 * cfg.CHECKPOINT_MINUTES
 
+    def progress(step):
+        return (epoch + min(part["images"] + step * cfg.BATCH_SIZE, images) / images) / cfg.NUM_EPOCHS
+
     def rate(step):
-        progress = min(part["images"] + step * cfg.BATCH_SIZE, images) / images
-        return learning_rate(cfg.SCHEDULE, cfg.LEARNING_RATE, cfg.WARMUP, (epoch + progress) / cfg.NUM_EPOCHS)
+        return learning_rate(cfg.SCHEDULE, cfg.LEARNING_RATE, cfg.WARMUP, progress(step))
+
+    def share(step):
+        return cfg.RESOLUTIONS[min(int(progress(step) * len(cfg.RESOLUTIONS)), len(cfg.RESOLUTIONS) - 1)]
+
+    def after_step(step):
+        average_weights(average, model, cfg.EMA, progress(step) * cfg.NUM_EPOCHS * len(train_loader) / cfg.ACCUMULATE)
 
     def evaluate(full_size, at_least=0.0):
         if cfg.BATCHNORM_IMAGES:
-            utils.settle_batchnorm(model, train_loader, cfg.BATCHNORM_IMAGES)
-        scores = utils.check_accuracy(val_loader, model, device, loss_fn, full_size=full_size, at_least=at_least)
+            utils.settle_batchnorm(judged, train_loader, cfg.BATCHNORM_IMAGES)
+        scores = utils.check_accuracy(val_loader, judged, device, loss_fn, full_size=full_size, at_least=at_least)
         if cfg.STOP_AT_DICE and scores["dice"] >= cfg.STOP_AT_DICE:
             reached.append(f"Dice {scores['dice']:.5f} >= STOP_AT_DICE {cfg.STOP_AT_DICE}, {time.time() - STARTED:.1f} s after the start of the process")
         return scores
 
     def save(filename=cfg.CHECKPOINT_FILE):
-        utils.save_checkpoint(utils.checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part), filename)
+        utils.save_checkpoint(utils.checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part, average), filename)
 
     trained, ahead, epochs_left = model, 0.0, cfg.NUM_EPOCHS - epoch  # to announce
     with Signals() as signals:
-        while epoch < cfg.NUM_EPOCHS and not reached:
+        while epoch < cfg.NUM_EPOCHS and not reached and not out_of_patience(history, cfg.PATIENCE):
             if trained is model and compiling_pays(cfg.COMPILE, device, ahead):
                 trained = torch.compile(model)
             started = time.perf_counter()
             stretch = Stretch(train_loader, epoch, part["images"], pause)
-            loss = train_fn(stretch, trained, optimizer, loss_fn, scaler, epochs_left, rate)
+            loss = train_fn(stretch, trained, optimizer, loss_fn, scaler, epochs_left, rate, cfg.ACCUMULATE, cfg.CLIP_GRADIENT,
+                            share if cfg.RESOLUTIONS != [1.0] else None, after_step if cfg.EMA else None)
             part = {"of": images, "images": stretch.done, "loss": part["loss"] + loss * (stretch.done - stretch.first), "seconds": part["seconds"] + time.perf_counter() - started}
             epochs_left = 0
             if signals.received or stretch.error or time.monotonic() - saved > 60 * cfg.CHECKPOINT_MINUTES:
@@ -231,13 +262,21 @@ def main(cfg):
             save()
             saved = time.monotonic()
             report(history, scores, cfg)
-            draw.validation_pictures(val_loader, model, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
+            draw.validation_pictures(val_loader, judged, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
 
     if reached:
         print(reached[0])
+    elif epoch < cfg.NUM_EPOCHS:
+        print(f"no better Dice for PATIENCE = {cfg.PATIENCE} epochs")
     overview = os.path.join(cfg.SAVED_IMAGES_DIR, "overview.png")
     on = "demo Dice (rendered cars, not Carvana)" if is_demo(cfg) else "validation Dice"
     print(f"best {on} {max(best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; now look at {overview}")
+
+
+def out_of_patience(history, patience):
+    """Whether the best Dice is `patience` epochs or more ago."""
+    dices = [row["dice"] for row in history]
+    return bool(patience and dices) and len(dices) - 1 - dices.index(max(dices)) >= patience
 
 
 def compare_with_checkpoint(cfg, old):

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
-from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, load_model, read_checkpoint, restore, save_checkpoint  # noqa: F401
+from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, load_model, read_checkpoint, restore, save_checkpoint, take_what_fits  # noqa: F401
 from dataset import CarvanaDataset, EpochSampler
 from device import autocast, choose_workers, config_of, find_device, to_device, to_input
 from interrupts import leave_signals_alone

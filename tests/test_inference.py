@@ -213,10 +213,12 @@ def test_what_fails_is_listed_and_the_rest_is_done(work, run):
     (["--img", "photos", "--background", "masks"], r"found 'masks'"), (["--img", "photos", "--background", "best_checkpoint.pth.tar"], r"best_checkpoint.pth.tar: cannot be read"),
     (["--img", "photos", "--out", "best_checkpoint.pth.tar"], r"best_checkpoint.pth.tar: File exists"), (["--img", "photos", "--out", "best_checkpoint.pth.tar/x"], r"Not a directory"),
     (["--img", "photos", "--no-save", "--cutout"], r"--no-save leaves nothing"), (["--img", "photos", "--rle", "masks"], r"masks is there already, and not of this model"),
-    (["--img", "photos", "--device", "tpu"], r"--device"), (["--img", "empty"], r"empty: no photographs in this folder"), (["--img", "photos", "--model", "photos/000000000000_01.jpg"], r"is not a checkpoint that can be read"),
+    (["--img", "photos", "--device", "tpu"], r"--device"), (["--img", "clash", "--out", "clash"], r"clash/a_mask.png is one of the photographs, and would be overwritten"), (["--img", "empty"], r"empty: no photographs in this folder"), (["--img", "photos", "--model", "photos/000000000000_01.jpg"], r"is not a checkpoint that can be read"),
 ])
 def test_wrong_words(work, run, words, said):
-    (work / "empty").mkdir()
+    (work / "empty").mkdir(), (work / "clash").mkdir()
+    for name in ("a.png", "a_mask.png"):
+        Image.fromarray(scene(1)[0]).save(work / "clash" / name)
     done = run("inference.py", *words, status=1 if words == ["--img", "nowhere"] else 2)
     assert re.search(said, done.stderr) and not list(work.glob("outputs/*"))
 

@@ -41,7 +41,9 @@ def ended_after(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("changes", [{}, {"OPTIMIZER": "muon", "SCHEDULE": "linear", "BATCHNORM_IMAGES": 0}])
+@pytest.mark.parametrize("changes", [{}, {"OPTIMIZER": "muon", "SCHEDULE": "linear", "BATCHNORM_IMAGES": 0}, {
+    "EMA": 0.9, "ACCUMULATE": 2, "CLIP_GRADIENT": 1.0, "LOSS": "bce_dice", "WEIGHT_DECAY": 0.01, "SCHEDULE": "cosine", "COLOR_JITTER": 0.2,
+    "SCALE_JITTER": 0.2, "RESOLUTIONS": [0.5, 1.0], "PATIENCE": 9}])
 def test_ended_at_any_step_it_goes_on_to_the_same_bits(settings, ended_after, capsys, workers, changes):
     changes = changes | {"NUM_EPOCHS": 2, "NUM_WORKERS": workers, "BATCH_SIZE": 5}  # 3 steps an epoch, the last of 2 images
     train.main(settings(**changes))
@@ -54,7 +56,8 @@ def test_ended_at_any_step_it_goes_on_to_the_same_bits(settings, ended_after, ca
         said = capsys.readouterr()
         assert "ending after this step" in said.err and "--load-model true" in said.out
         state = utils.read_checkpoint("my_checkpoint.pth.tar")
-        assert 3 * state["epoch"] + -(-state["part"]["images"] // 5) == step
+        done = 3 * state["epoch"] + -(-state["part"]["images"] // 5)
+        assert done == step or "ACCUMULATE" in changes and step < done <= step + 1  # a step is not cut in half
         ended_after(0)
         train.main(settings(LOAD_MODEL=True, **changes))
         assert same(straight, learnt()), (number, step)

@@ -2,15 +2,17 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from conftest import scene
 from test_train import result, same
 
 import device
 import recipe
 import train
 import utils
-from dataset import val_transform
+from dataset import CarvanaDataset, val_transform
 from model import UNET
 from pictures import UserError
 
@@ -162,3 +164,120 @@ def test_another_optimizer_does_not_go_on_with_this_ones_state(settings):
     train.main(settings(NUM_EPOCHS=1))
     with pytest.raises(UserError, match="other OPTIMIZER; to go on with it, add --optimizer adam"):
         train.main(settings(NUM_EPOCHS=2, OPTIMIZER="muon", LOAD_MODEL=True))
+
+
+# ---------------------------------------------------------------- losses, and what else a recipe may have
+
+def test_losses_are_their_formulas():
+    logits = torch.tensor([[[[2.0, -1.0], [0.5, -3.0]]], [[[1.0, 1.0], [-2.0, 0.0]]]])
+    masks = torch.tensor([[[[1.0, 0.0], [0.5, 0.0]]], [[[0.0, 1.0], [0.0, 0.0]]]])
+    p = 1 / (1 + np.exp(-logits.numpy().astype(float)))
+    t = masks.numpy()
+    bce = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+    dice = np.mean([1 - (2 * (p[i] * t[i]).sum() + 1) / (p[i].sum() + t[i].sum() + 1) for i in (0, 1)])
+    for name, expected in (("bce", bce), ("dice", dice), ("bce_dice", bce + dice)):
+        assert recipe.make_loss(name)(logits, masks).item() == pytest.approx(expected, rel=1e-5)
+    even = torch.zeros(1, 1, 64, 96)
+    assert recipe.make_loss("edge")(even + 1, even).item() == pytest.approx(recipe.make_loss("bce")(even + 1, even).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bce", "dice", "bce_dice", "edge"])
+def test_losses_are_least_for_the_truth(name):
+    masks = torch.from_numpy(scene(3, 64, 96)[1])[None, None].float()
+    loss = recipe.make_loss(name)
+    truth = (20 * (2 * masks - 1)).requires_grad_()
+    assert loss(truth, masks).item() < 1e-3 < loss(-truth, masks).item()
+    for empty in (torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)):
+        logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
+        loss(logits, empty).backward()
+        assert logits.grad.isfinite().all() and ((logits.grad > 0) == (empty == 0)).all()
+
+
+def test_errors_at_the_outline_cost_more_in_the_edge_loss():
+    masks = torch.zeros(1, 1, 64, 96)
+    masks[..., :48] = 1
+    at, far = (20 * (2 * masks - 1)).clone(), (20 * (2 * masks - 1)).clone()
+    at[..., 47] *= -1
+    far[..., 10] *= -1
+    assert recipe.edge_loss(at, masks) > 3 * recipe.edge_loss(far, masks)
+    assert recipe.make_loss("bce")(at, masks) == pytest.approx(recipe.make_loss("bce")(far, masks).item())
+
+
+class Given(list):
+    """Batches of (images, masks) as a loader."""
+    dataset, batch_size, sampler = range(8), 2, None
+
+
+def test_accumulated_batches_are_one_step_of_a_larger_one():
+    images, masks = torch.rand(8, 3, 5, 7), torch.rand(8, 5, 7).round()
+    results = []
+    for size, accumulate in ((2, 2), (4, 1)):
+        torch.manual_seed(0)
+        model = torch.nn.Conv2d(3, 1, 3, padding=1)
+        optimizer, steps = torch.optim.SGD(model.parameters(), 0.5), []
+        model.config = {"PRECISION": "fp32"}
+        batches = Given((images[i:i + size], masks[i:i + size]) for i in range(0, 8, size))
+        train.train_fn(batches, model, optimizer, torch.nn.BCEWithLogitsLoss(), torch.amp.GradScaler("cpu", enabled=False), accumulate=accumulate, after_step=steps.append)
+        results.append(model.weight.detach().clone())
+        assert steps == list(range(accumulate, 9 // size + 1, accumulate))
+    assert torch.allclose(*results, atol=1e-6)
+
+
+def test_gradients_are_clipped():
+    model = torch.nn.Conv2d(3, 1, 1)
+    before, model.config = model.weight.detach().clone(), {"PRECISION": "fp32"}
+    batches = Given([(torch.rand(2, 3, 5, 7), torch.ones(2, 5, 7))])
+    train.train_fn(batches, model, torch.optim.SGD(model.parameters(), 1.0), lambda logits, masks: 1000 * logits.mean(), torch.amp.GradScaler("cpu", enabled=False), clip=0.01)
+    assert 0 < (model.weight - before).norm() <= 0.0101
+
+
+def test_the_average_is_judged_and_kept(settings, data):
+    train.main(settings(NUM_EPOCHS=2, EMA=0.95))
+    state = utils.read_checkpoint("my_checkpoint.pth.tar")
+    name = "downs.0.conv.0.weight"
+    assert state["state_dict"].keys() == state["trained"].keys() and not torch.equal(state["state_dict"][name], state["trained"][name])
+    model = utils.load_model("my_checkpoint.pth.tar", "cpu")
+    assert torch.equal(model.state_dict()[name], state["state_dict"][name])
+    dataset = CarvanaDataset("data/val_images", "data/val_masks", val_transform(), size=(32, 48))
+    assert utils.check_accuracy(utils.make_loader(dataset, 4), model, "cpu")["dice"] == state["history"][-1]["dice"]
+
+
+def test_the_average_is_one():
+    """Weights that stay what they are have themselves as average; of others the average lies between, near the last at first."""
+    model, average = UNET(features=[2]), UNET(features=[2])
+    for steps in range(1, 400):
+        recipe.average_weights(average, model, 0.9, steps)
+        if steps == 1:
+            assert torch.allclose(average.final_conv.bias, model.final_conv.bias, atol=0.3)
+    assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(average.state_dict().values(), model.state_dict().values()))
+
+
+def test_patience_ends_a_run_and_resuming_does_not_outwit_it(settings, monkeypatch, capsys):
+    dices = iter([0.5, 0.6, 0.55, 0.58, 0.59, 0.4])
+    check = utils.check_accuracy
+    monkeypatch.setattr(utils, "check_accuracy", lambda *args, **how: check(*args, **how) | {"dice": next(dices)})
+    train.main(settings(NUM_EPOCHS=50, PATIENCE=2))
+    assert [row["dice"] for row in utils.read_checkpoint("my_checkpoint.pth.tar")["history"]] == [0.5, 0.6, 0.55, 0.58]
+    assert "no better Dice for PATIENCE = 2 epochs" in capsys.readouterr().out
+    train.main(settings(NUM_EPOCHS=50, PATIENCE=2, LOAD_MODEL=True))
+    assert utils.read_checkpoint("my_checkpoint.pth.tar")["epoch"] == 4
+
+
+def test_smaller_images_come_first(settings, monkeypatch):
+    seen, forward = [], UNET.forward
+    monkeypatch.setattr(UNET, "forward", lambda self, x: (seen.append(tuple(x.shape[2:])) if self.training else None, forward(self, x))[1])
+    train.main(settings(NUM_EPOCHS=2, RESOLUTIONS=[0.5, 1.0], BATCHNORM_IMAGES=0))
+    assert seen == 3 * [(16, 32)] + 3 * [(32, 48)]  # 24 is no multiple of 16
+
+
+def test_weights_to_start_from(settings, data, capsys):
+    train.main(settings(NUM_EPOCHS=3))
+    (data / "my_checkpoint.pth.tar").rename(data / "mine.pth.tar")
+    loss = utils.read_checkpoint("mine.pth.tar")["history"][-1]["val_loss"]
+    train.main(settings(NUM_EPOCHS=1, INIT_WEIGHTS="mine.pth.tar", LEARNING_RATE=1e-9))
+    assert utils.read_checkpoint("my_checkpoint.pth.tar")["history"][-1]["val_loss"] == pytest.approx(loss, rel=0.02)
+    train.main(settings(NUM_EPOCHS=1, LEARNING_RATE=1e-9))
+    assert utils.read_checkpoint("my_checkpoint.pth.tar")["history"][-1]["val_loss"] != pytest.approx(loss, rel=0.1)
+    assert "weights of mine.pth.tar\n" in capsys.readouterr().out
+    train.main(settings(NUM_EPOCHS=1, INIT_WEIGHTS="mine.pth.tar", IN_CHANNELS=1))
+    assert "weights of mine.pth.tar, but not: downs.0.conv.0.weight (4, 1, 3, 3), there (4, 3, 3, 3)\n" in capsys.readouterr().out
