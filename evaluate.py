@@ -52,7 +52,7 @@ def main(args):
         print(f"  {row['full_dice']:.4f}  {printable(row['name'])}")
     if args.json:
         with replacing(args.json) as temporary:
-            temporary.write_text(json.dumps({"model": args.model, "images_dir": args.images} | scores, indent=1))
+            temporary.write_text(json.dumps({"model": args.model, "images_dir": args.images} | {name: value for name, value in scores.items() if name not in ("masks", "size")}, indent=1))
 
 
 if __name__ == "__main__":

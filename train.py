@@ -63,6 +63,7 @@ from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import draw  # noqa: E402
+import gallery  # noqa: E402
 import utils  # noqa: E402
 from dataset import train_transform, val_transform  # noqa: E402
 from device import amp_dtype, autocast, compiling_pays, find_device, peak_memory, plainly, refuse_what_cannot_fit, to_device  # noqa: E402
@@ -189,6 +190,7 @@ def main(cfg):
         print(f"Dice {scores['full_dice']:.4f} at full size")
         best = scores["dice"] if best < 0 else best
         draw.validation_pictures(val_loader, judged, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
+        gallery.training_page(cfg, history, val_loader.dataset, scores)
     train_loader.sampler.epoch = epoch
     draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
 
@@ -263,14 +265,15 @@ def main(cfg):
             saved = time.monotonic()
             report(history, scores, cfg)
             draw.validation_pictures(val_loader, judged, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
+            gallery.training_page(cfg, history, val_loader.dataset, scores)
 
     if reached:
         print(reached[0])
     elif epoch < cfg.NUM_EPOCHS:
         print(f"no better Dice for PATIENCE = {cfg.PATIENCE} epochs")
-    overview = os.path.join(cfg.SAVED_IMAGES_DIR, "overview.png")
+    page = os.path.join(cfg.SAVED_IMAGES_DIR, "index.html" if cfg.GALLERY_MAX else "overview.png")
     on = "demo Dice (rendered cars, not Carvana)" if is_demo(cfg) else "validation Dice"
-    print(f"best {on} {max(best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; now look at {overview}")
+    print(f"best {on} {max(best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; now look at {page}")
 
 
 def out_of_patience(history, patience):

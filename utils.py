@@ -96,7 +96,8 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     """Print pixel accuracy and Dice of a model over a loader of (images, masks), and return what was measured.
 
     -> {"dice", "iou", "accuracy", "precision", "recall": means over images at the network's resolution,
-    "foreground": predicted share of all pixels, "loss": mean of loss_fn where given, "images": a dict per image}.
+    "foreground": predicted share of all pixels, "loss": mean of loss_fn where given, "images": a dict per image,
+    "masks": the predicted ones, as bytes of bits, and their "size"}.
     full_size adds the same scores with "full_" before them: logits upsampled bilinearly to the size of the mask's
     file and thresholded there (the loader must go through a CarvanaDataset in order). outlines adds
     "full_boundary", the mean distance of the outlines in pixels. The model is moved to device.
@@ -107,7 +108,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     cut = float(torch.logit(torch.tensor(config_of(model)["THRESHOLD"])))
     # made at once: many small tensors that stay would keep the large ones between them from being one piece of memory again
     counts, full_counts = (torch.zeros(len(loader.dataset), 4, dtype=torch.int64, device=device) for _ in range(2))
-    boundaries, loss, done = [], 0.0, 0
+    boundaries, predictions, loss, done = [], [], 0.0, 0
     with ThreadPoolExecutor(max_workers=2) as readers:
         for images, masks in tqdm(loader, desc="evaluating", unit=" batches", delay=2, leave=False):
             pairs = loader.dataset.pairs[done:done + len(images)] if full_size else []
@@ -117,6 +118,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
                 logits = model(images)
             logits = logits.float()
             counts[done:done + len(images)] = metrics.confusion(logits > cut, masks >= 0.5)
+            predictions += [np.packbits(mask) for mask in (logits > cut).cpu().numpy()]
             if loss_fn is not None:
                 loss += loss_fn(logits, masks).item() * len(images)
             for i, (logit, truth) in enumerate(zip(logits, truths), done):
@@ -149,7 +151,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
         rows = [{"name": image.name} | row for (image, _), row in zip(loader.dataset.pairs, rows)]
     print(f"Got {tp + tn}/{tp + fp + fn + tn} with acc {100 * (tp + tn) / (tp + fp + fn + tn):.2f}")
     print(f"Dice score: {result['dice']:.6f}")
-    return result | {"images": rows}
+    return result | {"images": rows, "masks": predictions, "size": tuple(logits.shape[2:])}
 
 
 def _rows(counts, prefix):
