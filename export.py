@@ -128,8 +128,9 @@ def add_metadata(path, facts):
 
 
 def quantise(path, model, facts, calibration):
-    """ONNX Runtime's static quantisation, 8 bits per channel, ranges from the calibration images. Layers go back to float, a kind at a
-    time, until Dice on other calibration images falls by no more than INT8_AIM -> which, in words."""
+    """ONNX Runtime's static quantisation, 8 bits per channel, ranges from the calibration images. What rounding shifts the logits near the
+    outline by, on average, is given back to the last bias (after the bias correction of Nagel et al., 2019, arXiv:1906.04721). Layers
+    go back to float, a kind at a time, until Dice on other calibration images falls by no more than INT8_AIM -> which, in words."""
     import onnx
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
@@ -150,13 +151,24 @@ def quantise(path, model, facts, calibration):
     choices = {"nothing": [], "the last convolution": last, "the first and the last convolution": first + last,
                "the transposed convolutions": up, "the transposed, the first and the last convolutions": up + first + last}
     chosen_on = calibration[CALIBRATION:]
-    reference = mean_dice(lambda images: onnxruntime.InferenceSession(plain).run(None, {"input": images})[0], chosen_on)
-    best = None
-    for words, names in choices.items():
-        quantize_static(plain, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, nodes_to_exclude=names,
+
+    def runner(file):
+        session = onnxruntime.InferenceSession(file)
+        return lambda images: session.run(None, {"input": images})[0]
+
+    def quantised(source, names):
+        quantize_static(source, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, nodes_to_exclude=names,
                         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
-        session = onnxruntime.InferenceSession(path)
-        loss = reference - mean_dice(lambda images: session.run(None, {"input": images})[0], chosen_on)
+        return runner(path)
+
+    float_run, best = runner(plain), None
+    reference = mean_dice(float_run, chosen_on)
+    for words, names in choices.items():
+        run = quantised(plain, names)
+        wanted, found = (np.concatenate([each(image).ravel() for image, _ in calibration[:CALIBRATION]]) for each in (float_run, run))
+        outline = np.abs(wanted) < 1
+        run = quantised(with_bias(plain, (wanted - found)[outline].mean() if outline.any() else 0.0), names)
+        loss = reference - mean_dice(run, chosen_on)
         if best is None or loss < best[0]:
             best = loss, words, path.read_bytes()
         if loss <= INT8_AIM:
@@ -165,6 +177,17 @@ def quantise(path, model, facts, calibration):
     folder.cleanup()
     add_metadata(path, facts)
     return f"In int8 {best[1]} stayed in float, chosen on {len(chosen_on)} training images that its ranges were not found on: Dice {best[0]:+.5f} lower there."
+
+
+def with_bias(path, more):
+    """The path of a copy of an ONNX model whose last convolution's bias is larger."""
+    import onnx
+    model = onnx.load(path)
+    name = [node for node in model.graph.node if node.op_type == "Conv"][-1].input[2]
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(more), name))
+    onnx.save(model, path.with_name("shifted.onnx"))
+    return path.with_name("shifted.onnx")
 
 
 # ---------------------------------------------------------------- the proof
