@@ -321,8 +321,8 @@ def main(args):
 
     multiple = 2 ** len(model.downs)
     height, width = trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]
-    odd = [prepared(image, trained) for image in (np.random.default_rng(0).integers(0, 256, (*size, model.in_channels), dtype=np.uint8)
-                                                  for size in ((height + multiple, width + 2 * multiple), (height // 2 + 3, width // 2 + 5), (multiple // 2 + 1, multiple + 1)))]
+    odd = [torch.nn.functional.interpolate(torch.from_numpy(images[0]), size=size, mode="bilinear").numpy()
+           for size in ((height + multiple, width + 2 * multiple), (height // 2 + 3, width // 2 + 5), (multiple // 2 + 1, multiple + 1))]
     checks = [images[0], np.concatenate(images[:3]), *odd, np.concatenate([odd[1]] * 2)]
 
     def eager(inputs, half=False):
