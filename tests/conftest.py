@@ -1,9 +1,11 @@
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs start without
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
