@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from device import INPUT_RULES, config_of, find_device
+from device import config_of, find_device, sound_input
 from exported import SUFFIXES, load_exported
 from model import UNET
 from pictures import UserError, brief, printable
@@ -227,10 +227,9 @@ def load_model(path, device="auto"):
         load_checkpoint(state, model, assign=True, name=printable(path))
     except (LookupError, AttributeError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{printable(path)} holds no weights of a UNET ({brief(error)}); name another") from error
-    known = state.get("config", {}) if weights is not state else {}
-    known = {name: known[name] for name in INPUT_RULES if name in known}
-    faults = [f"{name} is {printable(repr(value)):.60}" for name, value in known.items() if not INPUT_RULES[name](value, shape["in_channels"])]
-    if faults:
-        raise UserError(f"{printable(path)} was not written by train.py: {'; '.join(faults)}; name another checkpoint")
+    try:
+        known = sound_input(state.get("config", {}), shape["in_channels"])
+    except ValueError as error:
+        raise UserError(f"{printable(path)} was not written by train.py: {error}; name another checkpoint") from error
     model.config = known | {"FEATURES": shape["features"], "IN_CHANNELS": shape["in_channels"]}
     return model.float().to(device, memory_format=torch.channels_last).eval()

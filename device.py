@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from pictures import UserError, brief
+from pictures import UserError, brief, cores, printable
 
 LINEAGE_INPUT = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "MEAN": [0.0], "STD": [1.0], "THRESHOLD": 0.5,
                  "MASK_RESIZE": "area", "PRECISION": "auto"}  # of a model that carries no configuration
@@ -28,6 +28,15 @@ MISHAPS = {  # what torch says -> what it means here
     "killed by signal": "a process that reads the images was killed, for want of memory or of /dev/shm; set NUM_WORKERS to 0 or lower BATCH_SIZE",
     "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than one image, or enlarge the images",
 }
+
+
+def sound_input(config, channels):
+    """Those constants of a configuration from a file that INPUT_RULES is about. Raises ValueError, in words, where one breaks its rule."""
+    known = {name: config[name] for name in INPUT_RULES if name in config}
+    faults = [f"{name} is {printable(repr(value)):.60}" for name, value in known.items() if not INPUT_RULES[name](value, channels)]
+    if faults:
+        raise ValueError("; ".join(faults))
+    return known
 
 
 def find_device(name="auto"):
@@ -117,11 +126,6 @@ def refuse_what_cannot_fit(parameters, batch, first_feature, device):
 def choose_workers(device, cached):
     """How many processes a loader takes: none where the network needs all cores and reading takes a hundredth of its time."""
     return 0 if device.type == "cpu" and cached else min(cores(), 8 if device.type == "cuda" else 2)
-
-
-def cores():
-    """How many of the machine's cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def keep_half(model):

@@ -96,8 +96,10 @@ def whole_size(model, levels):
 def write(name, path, model, facts, calibration):
     """One format of the model to a file -> a remark for the README."""
     import torch
+
+    from exported import CONFIG
     levels, example = len(model.downs), torch.rand(2, model.in_channels, 2 ** len(model.downs) + 3, 2 ** len(model.downs) + 5)
-    extra = {"config.json": json.dumps(facts)}
+    extra = {CONFIG: json.dumps(facts)}
     dynamic = {"x": {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}}
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # torch's and onnx's own remarks
         if name == "pth":
@@ -275,7 +277,7 @@ def fault(name, row, reference):
 
 # ---------------------------------------------------------------- main
 
-def pairs_for(args, trained):
+def pairs_for(args, trained, model):
     """-> (pairs to calibrate on, pairs to score on, what these are), each [(image (1, C, H, W) float32, mask bool (H, W))]."""
     size = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"])
     with tempfile.TemporaryDirectory() as folder:
@@ -287,7 +289,7 @@ def pairs_for(args, trained):
         def some(images, masks, count):
             pairs = find_pairs(images, masks)
             pairs = [pairs[i * len(pairs) // count] for i in range(count)] if len(pairs) > count else pairs
-            return [(prepared(read_image(image, size, trained["IN_CHANNELS"]), trained), read_mask(mask) > 127) for image, mask in pairs]
+            return [(prepared(read_image(image, size, trained["IN_CHANNELS"]), model), read_mask(mask) > 127) for image, mask in pairs]
 
         there = Path(args.calibration).is_dir() and Path(args.calibration_masks).is_dir()
         calibration = some(*((args.calibration, args.calibration_masks) if there else rendered()[:2]), CALIBRATION + CHOSEN_ON)
@@ -300,10 +302,12 @@ def pairs_for(args, trained):
     return calibration, scored, f"photographs of {folders[0]}" if folders else "rendered cars"
 
 
-def prepared(image, trained):
-    """uint8 (H, W, C) -> float32 (1, C, H, W), as the network wants it."""
-    mean, std = (np.float32(trained[name]).reshape(-1, 1, 1) for name in ("MEAN", "STD"))
-    return ((image.transpose(2, 0, 1).astype(np.float32) / np.float32(255) - mean) / std)[None]
+def prepared(image, model):
+    """uint8 (H, W, C) -> float32 (1, C, H, W), as the network is fed everywhere."""
+    import torch
+
+    from device import to_input
+    return to_input(torch.from_numpy(image).permute(2, 0, 1)[None], model).contiguous().numpy()
 
 
 def main(args):
@@ -313,7 +317,7 @@ def main(args):
     from checkpoint import load_model, read_checkpoint
     model = load_model(args.model, "cpu").to(memory_format=torch.contiguous_format)
     trained = device.config_of(model)
-    calibration, scored, what = pairs_for(args, trained)
+    calibration, scored, what = pairs_for(args, trained, model)
     images, truths = [image for image, _ in scored], [truth for _, truth in scored]
     state = read_checkpoint(args.model)
     facts = {name: trained[name] for name in (*device.INPUT_RULES, "IN_CHANNELS", "FEATURES")}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from device import INPUT_RULES
+from device import INPUT_RULES, sound_input
 from model import UNET, DoubleConv
 from pictures import UserError, brief, printable
 
@@ -35,17 +35,19 @@ def load_exported(path, device):
     try:
         with warnings.catch_warnings(action="ignore"):  # torch's own, about what is deprecated in it
             run, config = {".onnx": _onnx, ".pt2": _pt2, ".pth": _pth}[Path(path).suffix](path, device)
-        if run is None:  # a UNET
-            return config
-        config = {name: config[name] for name in (*INPUT_RULES, "IN_CHANNELS", "FEATURES") if name in config}
-        faults = [f"{name} is {printable(repr(config.get(name))):.60}" for name, rule in INPUT_RULES.items() if not rule(config.get(name), config["IN_CHANNELS"])]
-        if config["IN_CHANNELS"] not in (1, 3) or faults:
-            raise ValueError("; ".join(faults) or "IN_CHANNELS is neither 1 nor 3")
+        whole = isinstance(run, UNET)
+        known = sound_input(config, run.in_channels if whole else config["IN_CHANNELS"])
+        if whole:
+            run.config = config | {"IN_CHANNELS": run.in_channels}
+            return run
+        if config["IN_CHANNELS"] not in (1, 3) or known.keys() != INPUT_RULES.keys():
+            raise ValueError("IN_CHANNELS is neither 1 nor 3, or a constant is missing")
+        known |= {"IN_CHANNELS": config["IN_CHANNELS"], "FEATURES": config["FEATURES"]}
     except UserError:
         raise
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise UserError(f"{printable(path)} is no model that export.py wrote ({brief(error)}); export it again, or name another") from error
-    return Exported(run, config | {"PRECISION": "fp32"}, device).eval()
+    return Exported(run, known | {"PRECISION": "fp32"}, device).eval()
 
 
 def _onnx(path, device):
@@ -83,4 +85,4 @@ def _pth(path, device):
         model = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(model, UNET):
         raise ValueError("no UNET")
-    return None, model.to(memory_format=torch.channels_last).eval()
+    return model.to(memory_format=torch.channels_last).eval(), getattr(model, "config", {})

@@ -22,7 +22,7 @@ from PIL import ImageColor
 from tqdm import tqdm
 
 import config
-from pictures import IMAGE_TYPES, UserError, WriteError, in_threads, keep_freed_memory, many, picture_size, printable, read_image, refuse, replacing, user_errors
+from pictures import IMAGE_TYPES, UserError, WriteError, cores, in_threads, keep_freed_memory, many, picture_size, printable, read_image, refuse, replacing, user_errors
 
 FIELDS = ("img", "rle_mask")  # of the challenge's submission
 GLOB = "*?["
@@ -149,17 +149,17 @@ def results(args, photographs):
     device.keep_half(model)
     batches = [photographs[i:i + args.batch_size] for i in range(0, len(photographs), args.batch_size)]
     # each thread takes its photographs all the way: nothing waits for anything but the disk and the cores
-    cores = device.cores()
-    threads = min(cores, len(batches)) if device.device_of(model).type == "cpu" else cores
+    threads = cores()
     if device.device_of(model).type == "cpu":
-        torch.set_num_threads(max(1, cores // threads))
+        threads = min(threads, len(batches))
+        torch.set_num_threads(max(1, cores() // threads))
     with contextlib.closing(in_threads(lambda batch: attempt(batch, model, trained, args), batches, "predicting", " batches", threads)) as done:
         for batch in done:
             yield from batch
 
 
 def attempt(batch, model, trained, args):
-    """predict_batch of those photographs that can be read -> a result or a UserError for each."""
+    """One batch all the way -> a result or a UserError for each photograph."""
     import numpy as np
 
     import utils

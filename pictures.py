@@ -116,12 +116,17 @@ def _complain(text, status):
     return status
 
 
+def cores():
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def in_threads(function, items, what, unit=" pairs", threads=None):
     """Generator of function of each item, in order, from all cores, with a progress bar. contextlib.closing() ends its threads.
 
     At most 32 results wait to be taken, so that memory stays what it is for any number of items."""
     rest = iter(items)
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool, \
+    with ThreadPoolExecutor(threads or cores()) as pool, \
             tqdm(total=len(items), desc=what, unit=unit, delay=1, dynamic_ncols=True, leave=False) as bar:
         waiting = deque(pool.submit(function, item) for item in islice(rest, 32))
         try:

@@ -171,3 +171,14 @@ def test_a_grey_network(tmp_path, run):
     assert "on rendered cars" not in done.stderr and "40 rendered cars" in (tmp_path / "exports/README.md").read_text()
     session = onnxruntime.InferenceSession(tmp_path / "exports/unet_model_int8.onnx")
     assert session.run(None, {"input": np.zeros((2, 1, 17, 9), np.float32)})[0].shape == (2, 1, 17, 9)
+
+
+def test_a_whole_model_with_other_constants(tmp_path):
+    """One that the lineage saved has none; one with absurd ones is refused."""
+    model = UNET(features=[4])
+    torch.save(model, tmp_path / "model.pth")
+    assert utils.predict(utils.load_model(tmp_path / "model.pth", "cpu"), [np.zeros((9, 7, 3), np.uint8)])[0].shape == (9, 7)
+    model.config = {"IMAGE_HEIGHT": -5}
+    torch.save(model, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="IMAGE_HEIGHT is -5"):
+        utils.load_model(tmp_path / "model.pth", "cpu")
