@@ -15,7 +15,7 @@ from model import UNET
 from pictures import UserError, brief, printable
 
 # What decides which network it is and what it is fed; the rest of the configuration may change between runs.
-NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD", "FEATURES")
+NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD", "FEATURES", "UNSHUFFLE")
 GATHERED = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"}, {"step", "mean", "square"})  # what an optimizer keeps for a parameter
 UNREADABLE = {  # what torch says at length -> what it means
     "Weights only": "it holds something else than tensors and plain values, which could be code and was not opened",
@@ -126,7 +126,7 @@ def load_checkpoint(checkpoint, model, assign=False, name="the checkpoint"):
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(f"{name} is of another network: {'; '.join(faults[:3])}{more}. "
-                        "Give the FEATURES and IN_CHANNELS it was trained with")
+                        "Give the FEATURES, UNSHUFFLE and IN_CHANNELS it was trained with")
     target.load_state_dict(weights, assign=assign)
 
 
@@ -220,12 +220,13 @@ def load_model(path, device="auto"):
     try:
         firsts = sorted((int(name.split(".")[1]), tensor.shape) for name, tensor in weights.items()
                         if name.startswith("downs.") and name.endswith(".conv.0.weight"))
-        shape = {"in_channels": firsts[0][1][1], "features": [shape[0] for _, shape in firsts],
-                 "out_channels": weights["final_conv.weight"].shape[0]}
+        unshuffle = state.get("config", {}).get("UNSHUFFLE", 1)
+        shape = {"in_channels": firsts[0][1][1] // unshuffle**2, "features": [shape[0] for _, shape in firsts],
+                 "out_channels": weights["final_conv.weight"].shape[0] // unshuffle**2, "unshuffle": unshuffle}
         with torch.device("meta"):  # nothing is allocated before the shapes are seen to fit
             model = UNET(**shape)
         load_checkpoint(state, model, assign=True, name=printable(path))
-    except (LookupError, AttributeError, ValueError, TypeError, RuntimeError) as error:
+    except (LookupError, AttributeError, ArithmeticError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{printable(path)} holds no weights of a UNET ({brief(error)}); name another") from error
     try:
         known = sound_input(state.get("config", {}), shape["in_channels"])

@@ -35,6 +35,7 @@ VERTICAL_FLIP = 0.1  # rarely useful for cars, kept from the recipe this one des
 
 # network and training
 FEATURES = [64, 128, 256, 512]  # channels a level, twice the last in the bottleneck; 16 32 64 128 is 16 times smaller [list of 1..8192 channels]
+UNSHUFFLE = 1  # pixels a side turned into channels before the first level and back after the last; 2: four times the pixels for the same work [1..8 pixels]
 OPTIMIZER = "adam"  # muon learns in a third of the steps, at LEARNING_RATE 0.02 [adam | muon]
 LEARNING_RATE = 1e-4  # the highest of the run; smaller networks bear more [1e-9..10.0]
 SCHEDULE = "constant"  # the others rise over WARMUP, then fall to 0 at the end of the last epoch [constant | linear | quadratic | cosine]
@@ -62,7 +63,7 @@ LOAD_MODEL = False  # go on from CHECKPOINT_FILE; where all epochs are done, onl
 CHECKPOINT_MINUTES = 10.0  # between checkpoints within an epoch; Ctrl-C and SIGTERM write one as well [0.001..100000.0]
 CHECKPOINT_FILE = "my_checkpoint.pth.tar"  # the last epoch's; all that resuming needs [path]
 BEST_CHECKPOINT_FILE = "best_checkpoint.pth.tar"  # that of the epoch with the best validation Dice [path]
-SAVED_IMAGES_DIR = "saved_images/"  # predictions, overview.png, batch.png, history.csv [path]
+SAVED_IMAGES_DIR = "saved_images/"  # index.html, curves.png, learning.gif, overview.png, batch.png, predictions, history.csv [path]
 
 # evaluation
 THRESHOLD = 0.5  # above this probability a pixel is car [0.001..0.999]

@@ -10,7 +10,7 @@ import torch
 from pictures import UserError, brief, cores, printable
 
 LINEAGE_INPUT = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "MEAN": [0.0], "STD": [1.0], "THRESHOLD": 0.5,
-                 "MASK_RESIZE": "area", "PRECISION": "auto"}  # of a model that carries no configuration
+                 "MASK_RESIZE": "area", "PRECISION": "auto", "UNSHUFFLE": 1}  # of a model that carries no configuration
 INPUT_RULES = {  # what a configuration that comes with a file may say; channels: the network's
     "IMAGE_HEIGHT": lambda value, channels: type(value) is int and 1 <= value <= 16384,
     "IMAGE_WIDTH": lambda value, channels: type(value) is int and 1 <= value <= 16384,
@@ -19,6 +19,7 @@ INPUT_RULES = {  # what a configuration that comes with a file may say; channels
     "THRESHOLD": lambda value, channels: type(value) in (int, float) and 0 < value < 1,
     "MASK_RESIZE": lambda value, channels: value in ("area", "nearest"),
     "PRECISION": lambda value, channels: value in ("auto", "bf16", "fp16", "fp32"),
+    "UNSHUFFLE": lambda value, channels: type(value) is int and 1 <= value <= 8,
 }
 MISHAPS = {  # what torch says -> what it means here
     "out of memory": "the GPU's memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",

@@ -1,5 +1,6 @@
 """Pictures to look at: what the network sees, and where it is wrong. uint8 RGB arrays in and out."""
 
+import contextlib
 import os
 
 import cv2
@@ -154,3 +155,63 @@ def validation_pictures(loader, model, scores, folder, max_batches):
             rows.append((f"{word}: {printable(loader.dataset.pairs[index][0].name)}   Dice {dices[index]:.4f}", compare(loader.dataset, index, model)))
     page = sheet(rows, ("photograph", "truth", "prediction", "difference"), "orange: wrongly taken as car   blue: missed")
     save(page, os.path.join(folder, "overview.png"))
+
+
+def curves(history, size, path):
+    """curves.png: the history's losses, 1 - Dice, learning rate and speed over its epochs. size: "HxW" of the network's picture."""
+    from matplotlib.figure import Figure  # takes half a second
+    from matplotlib.ticker import MaxNLocator
+
+    panels = (("loss", {"training": "train_loss", "validation": "val_loss"}, "log"), ("1 - Dice of validation", {f"at {size}": "dice", "at full size": "full_dice"}, "log"),
+              ("learning rate", {"": "learning_rate"}, "linear"), ("images a second", {"": "images_per_second"}, "linear"))
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    for axes, (title, lines, scale) in zip(figure.subplots(2, 2).flat, panels):
+        for colour, (label, name) in zip((BLUE, ORANGE), lines.items()):
+            points = [(row["epoch"], 1 - row[name] if "dice" in name else row[name]) for row in history if row.get(name) is not None]
+            axes.plot(*zip(*points), "o-", markersize=3, label=label, color=[level / 255 for level in colour]) if points else None
+        axes.set(title=title, yscale=scale if all(y > 0 for line in axes.lines for y in line.get_ydata()) else "linear")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend() if len(lines) > 1 else None
+        axes.set_ylim(bottom=0) if scale == "linear" else None
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def learning(dataset, scores, epoch, path, cars=4, height=160, most=60):
+    """learning.gif: what is right and wrong about a few validation images, a frame an epoch; more epochs than `most` are thinned out.
+
+    scores: of check_accuracy after this epoch. The file itself is the memory: its frames of earlier epochs, which its comment
+    numbers, are kept where epoch is not 1."""
+    indices = [round(i * (len(dataset) - 1) / max(1, cars - 1)) for i in range(min(cars, len(dataset)))]
+    pictures = []
+    for index in indices:
+        rows, columns = picture_size(dataset.pairs[index][0])
+        size = (height, max(1, round(height * columns / rows)))
+        pictures.append(difference(read_image(dataset.pairs[index][0], size), read_mask(dataset.pairs[index][1], size) > 127, predicted_mask(scores, index, size)))
+    title = f"epoch {epoch}   Dice {scores['dice']:.4f} of all validation images   orange: wrongly taken   blue: missed"
+    frames = {**(_frames(path) if epoch > 1 else {}), epoch: Image.fromarray(sheet([(title, pictures)])).quantize(64, dither=Image.Dither.NONE)}
+    frames = {number: frame for number, frame in sorted(frames.items()) if number <= epoch}
+    while len(frames) > most:
+        frames = {number: frame for i, (number, frame) in enumerate(frames.items()) if i % 2 == 0 or number == epoch}
+    durations = [400] * (len(frames) - 1) + [2000]  # milliseconds
+    with replacing(path) as temporary:
+        first, *rest = frames.values()
+        write_picture(first, temporary, save_all=True, append_images=rest, duration=durations, loop=0, comment=" ".join(map(str, frames)).encode())
+
+
+def _frames(path):
+    """{epoch: frame} of an earlier learning.gif, as far as there is one."""
+    frames = {}
+    with contextlib.suppress(Exception), Image.open(path, formats=["GIF"]) as image:
+        for number in image.info["comment"].split():
+            image.seek(len(frames))
+            frames[int(number)] = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+    return frames
+
+
+def predicted_mask(scores, index, size):
+    """The mask of one image, of check_accuracy's scores, at another size (H, W): bool."""
+    rows, columns = scores["size"]
+    mask = np.unpackbits(scores["masks"][index], count=rows * columns).reshape(rows, columns)
+    return cv2.resize(mask * np.uint8(255), size[::-1], interpolation=cv2.INTER_LINEAR) > 127

@@ -75,7 +75,7 @@ def installed(module):
 
 # ---------------------------------------------------------------- the formats
 
-def whole_size(model, levels):
+def whole_size(model):
     """The model for any height and width without a branch, which tracing would take once for all."""
     import torch
     from torch.nn import functional as F
@@ -87,7 +87,7 @@ def whole_size(model, levels):
 
         def forward(self, x):
             height, width = x.shape[2:]
-            multiple = 2 ** levels
+            multiple = model.multiple
             x = F.pad(x, (0, (multiple - width % multiple) % multiple, 0, (multiple - height % multiple) % multiple), mode="replicate")
             return self.model(x)[:, :, :height, :width]
     return Padded().eval()
@@ -98,20 +98,20 @@ def write(name, path, model, facts, calibration):
     import torch
 
     from exported import CONFIG
-    levels, example = len(model.downs), torch.rand(2, model.in_channels, 2 ** len(model.downs) + 3, 2 ** len(model.downs) + 5)
+    multiple, example = model.multiple, torch.rand(2, model.in_channels, model.multiple + 3, model.multiple + 5)
     extra = {CONFIG: json.dumps(facts)}
     dynamic = {"x": {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}}
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # torch's and onnx's own remarks
         if name == "pth":
             torch.save(model, path)
         elif name == "torchscript":
-            torch.jit.save(torch.jit.trace(whole_size(model, levels), example), path, _extra_files=extra)
+            torch.jit.save(torch.jit.trace(whole_size(model), example), path, _extra_files=extra)
         elif name == "pt2":
-            steps = {"x": {0: torch.export.Dim("batch"), 2: 2 ** levels * torch.export.Dim("rows"), 3: 2 ** levels * torch.export.Dim("columns")}}
-            example = torch.rand(2, model.in_channels, 3 * 2 ** levels, 5 * 2 ** levels)
+            steps = {"x": {0: torch.export.Dim("batch"), 2: multiple * torch.export.Dim("rows"), 3: multiple * torch.export.Dim("columns")}}
+            example = torch.rand(2, model.in_channels, 3 * multiple, 5 * multiple)
             torch.export.save(torch.export.export(model, (example,), dynamic_shapes=steps), path, extra_files=extra)
         elif name == "onnx":
-            torch.onnx.export(whole_size(model, levels), (example,), path, input_names=["input"], output_names=["output"], dynamic_shapes=dynamic,
+            torch.onnx.export(whole_size(model), (example,), path, input_names=["input"], output_names=["output"], dynamic_shapes=dynamic,
                               dynamo=True, external_data=False, opset_version=20, verbose=False)
             add_metadata(path, facts)
         elif name == "int8":
@@ -323,7 +323,7 @@ def main(args):
     facts = {name: trained[name] for name in (*device.INPUT_RULES, "IN_CHANNELS", "FEATURES")}
     facts |= {"DICE": state.get("best"), "VERSION": f"carvana-unet export.py, torch {torch.__version__}"}
 
-    multiple = 2 ** len(model.downs)
+    multiple = model.multiple
     height, width = trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]
     odd = [torch.nn.functional.interpolate(torch.from_numpy(images[0]), size=size, mode="bilinear").numpy()
            for size in ((height + multiple, width + 2 * multiple), (height // 2 + 3, width // 2 + 5), (multiple // 2 + 1, multiple + 1))]
@@ -397,7 +397,7 @@ def measure(rows, running, eager, image):
 
 
 def readme(rows, remarks, facts, what, count, args):
-    multiple = 2 ** len(facts["FEATURES"])
+    multiple = facts["UNSHUFFLE"] * 2 ** len(facts["FEATURES"])
     height, width, channels = facts["IMAGE_HEIGHT"], facts["IMAGE_WIDTH"], facts["IN_CHANNELS"]
     lines = [f"# {Path(args.model).name} in other formats", "",
              f"Made by `python export.py`. Dice: mean over {count} {what}, at their own size. Latency: one image of {height}x{width}, median of {TURNS * (RUNS - 2)} runs on two threads of this machine, the formats taking turns. "

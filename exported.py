@@ -68,7 +68,7 @@ def _pt2(path, device):
     extra = {CONFIG: ""}
     module = torch.export.load(path, extra_files=extra).module().to(device)
     config = json.loads(extra[CONFIG])
-    multiple = 2 ** len(config["FEATURES"])
+    multiple = config["UNSHUFFLE"] * 2 ** len(config["FEATURES"])
 
     def run(images):  # it takes multiples only
         height, width = images.shape[2:]

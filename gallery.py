@@ -1,4 +1,4 @@
-"""saved_images/index.html: a training run to look at."""
+"""index.html of a training run in saved_images/, and of inference.py --gallery."""
 
 import os
 
@@ -47,14 +47,17 @@ def curves(history, size):
             page.chart("Images a second", {"images a second": of("images_per_second")}))
 
 
+def thumbnail(path):
+    """(height, width) that a photograph is shown at."""
+    height, width = picture_size(path)
+    return page.THUMBNAIL, max(1, min(4 * page.THUMBNAIL, round(page.THUMBNAIL * width / height)))
+
+
 def card(pair, scores, index):
     """One validation image for page.cards."""
     row = scores["images"][index]
-    height, width = picture_size(pair[0])
-    size = (page.THUMBNAIL, max(1, min(4 * page.THUMBNAIL, round(page.THUMBNAIL * width / height))))
-    rows, columns = scores["size"]
-    predicted = np.unpackbits(scores["masks"][index], count=rows * columns).reshape(rows, columns)
-    predicted = cv2.resize(predicted * np.uint8(255), size[::-1], interpolation=cv2.INTER_LINEAR) > 127
+    size = thumbnail(pair[0])
+    predicted = draw.predicted_mask(scores, index, size)
     try:
         photograph, truth = read_image(pair[0], size), read_mask(pair[1], size) > 127
     except UserError:  # it has gone since it was scored
@@ -65,3 +68,20 @@ def card(pair, scores, index):
                 "prediction": predicted.view(np.uint8) * np.uint8(255), "error": draw.difference(photograph, truth, predicted)}
     return {"name": printable(row["name"]), "facts": f"Dice {row['dice']:.4f}{full}, car {100 * share:.1f} %", "dice": row["dice"], "best": -row["dice"], "share": share,
             "pictures": {caption: page.embedded(picture) for caption, picture in pictures.items()}}
+
+
+def prediction_card(path, name, mask, share, unsure):
+    """One photograph of inference.py's for page.cards: mask bool (H, W), the share of it that is car, and that whose probability is neither under 0.1 nor over 0.9."""
+    size = thumbnail(path)
+    photograph, small = read_image(path, size), cv2.resize(mask.view(np.uint8) * np.uint8(255), size[::-1], interpolation=cv2.INTER_AREA)
+    pictures = {"photograph": photograph, "overlay": draw.overlay(photograph, small > 127), "mask": small}
+    return {"name": printable(name), "facts": f"car {100 * share:.1f} %, unsure about {100 * unsure:.2f} %", "share": share, "unsure": unsure,
+            "pictures": {caption: page.embedded(picture) for caption, picture in pictures.items()}}
+
+
+def predictions_page(path, cards, count, model):
+    """-> path of the page that is written."""
+    page.write_page(path, f"{count:,} photographs, masked by {model}", f"The {len(cards)} that the model is least sure of." if count > len(cards) else "Those that the model is least sure of come first.",
+                    page.section("Masks", "<p>Unsure: pixels whose probability to be car is between 0.1 and 0.9. A click enlarges; arrow keys step.</p>",
+                                 page.cards(cards, {"unsure": ("least sure", -1), "share": ("largest car", -1)})))
+    return path

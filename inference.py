@@ -41,6 +41,7 @@ def arguments():
     parser.add_argument("--cutout", action="store_true", help="NAME_cutout.png: the car alone, transparent around it")
     parser.add_argument("--background", metavar="white|#rrggbb|PHOTO", help="NAME_background.jpg: the car on a colour, or on another photograph")
     parser.add_argument("--rle", metavar="FILE.csv", help="write the masks as the challenge's run lengths; an interrupted run goes on where it stopped")
+    parser.add_argument("--gallery", action="store_true", help=f"index.html in --out: the photographs beside their masks, the {config.GALLERY_MAX} that the model is least sure of")
     parser.add_argument("--threshold", type=float, metavar="T", help="probability above which a pixel is car (default: the model's own)")
     parser.add_argument("--tta", action="store_true", help="average with the mirror image: twice the time, a little better")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="photographs that the network sees at once (default 4)")
@@ -52,6 +53,8 @@ def arguments():
         raise UserError(f"--batch-size: expected 1..65536 photographs, found {args.batch_size}")
     if not args.save and (args.cutout or args.background):
         raise UserError("--no-save leaves nothing to be written by --cutout or --background; leave one of them away")
+    if args.gallery and not config.GALLERY_MAX:
+        raise UserError("--gallery: GALLERY_MAX is 0 in config.py, no picture at all; set it to 1..1000")
     args.background = background(args.background)
     args.model = args.model or config.BEST_CHECKPOINT_FILE
     if not Path(args.model).is_file():
@@ -118,25 +121,29 @@ def main(args):
         rows = stack.enter_context(Submission(args)) if args.rle else None
         if rows:
             photographs = [one for one in photographs if one[2] not in rows.done]
-        done, started = 0, time.perf_counter()
+        done, cards, started = 0, [], time.perf_counter()
         for photograph, result in zip(photographs, results(args, photographs)):
             if isinstance(result, UserError):
                 failed.append(str(result))
                 continue
-            share, written, runs = result
+            share, written, runs, card = result
             if rows:
                 rows.add(photograph[2], runs)
             tqdm.write(f"{printable(photograph[0])}: car {100 * share:.1f} %{' -> ' if written else ''}{', '.join(printable(path) for path in written)}")
             done += 1
+            cards = sorted([*cards, card], key=lambda card: -card["unsure"])[:config.GALLERY_MAX] if card else cards
         seconds = time.perf_counter() - started
     print(f"{many(range(done), 'photograph')} in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s" + (f"; {args.rle} holds {many(rows.done, 'row')}" if rows else ""))
+    if cards:
+        import gallery
+        print(f"now look at {gallery.predictions_page(Path(args.out, 'index.html'), cards, done, args.model)}")
     if failed:
         print(f"{len(failed)} failed:\n  " + "\n  ".join(failed), file=sys.stderr)
         sys.exit(1)
 
 
 def results(args, photographs):
-    """For each photograph in order: (car's share, paths written, run lengths or None), or the UserError that it ended with."""
+    """For each photograph in order: (car's share, paths written, run lengths or None, card of the page or None), or the UserError that it ended with."""
     if not photographs:
         return
     import torch  # takes seconds, and so does what follows
@@ -214,7 +221,11 @@ def finish(photograph, logits, threshold, args):
         target = Path(args.out, f"{name}_{ending}")
         draw.save(picture, target)
         written.append(target)
-    return cv2.countNonZero(mask.view(np.uint8)) / mask.size, written, runs
+    share, card = cv2.countNonZero(mask.view(np.uint8)) / mask.size, None
+    if args.gallery:
+        import gallery
+        card = gallery.prediction_card(path, name, mask, share, (abs(logits) < np.log(9)).mean())
+    return share, written, runs, card
 
 
 def run_lengths(mask):

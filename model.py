@@ -26,18 +26,21 @@ class DoubleConv(nn.Module):
 class UNET(nn.Module):
     """(B, in_channels, H, W) float -> logits (B, out_channels, H, W), for any H and W.
 
-    features: channels from the first level to the last; the bottleneck has twice the last. A picture
-    whose sides 2**len(features) does not divide is continued at its right and lower edge, and the
-    logits are cropped back. Raises ValueError for an input of another shape, and for a training
-    batch that leaves BatchNorm a single value per channel."""
+    features: channels from the first level to the last; the bottleneck has twice the last. unshuffle: blocks of
+    so many pixels a side are turned into channels before the first level and back after the last (Shi et al., 2016,
+    arXiv:1609.05158). A picture whose sides unshuffle * 2**len(features) does not divide is continued at its right
+    and lower edge, and the logits are cropped back. Raises ValueError for an input of another shape, and for a
+    training batch that leaves BatchNorm a single value per channel."""
 
-    def __init__(self, in_channels=3, out_channels=1, features=[64, 128, 256, 512]):
+    def __init__(self, in_channels=3, out_channels=1, features=[64, 128, 256, 512], unshuffle=1):
         super().__init__()
         self.downs = nn.ModuleList()
         self.ups = nn.ModuleList()
         self.pool = nn.MaxPool2d(2)
         self.in_channels = in_channels
-        channels = in_channels
+        self.unshuffle = unshuffle
+        self.multiple = unshuffle * 2 ** len(features)
+        channels = in_channels * unshuffle**2
         for feature in features:
             self.downs.append(DoubleConv(channels, feature))
             channels = feature
@@ -47,19 +50,21 @@ class UNET(nn.Module):
             self.ups.append(nn.ConvTranspose2d(channels, feature, kernel_size=2, stride=2))  # channels is 2 * feature where features double
             self.ups.append(DoubleConv(2 * feature, feature))
             channels = feature
-        self.final_conv = nn.Conv2d(features[0], out_channels, kernel_size=1)
+        self.final_conv = nn.Conv2d(features[0], out_channels * unshuffle**2, kernel_size=1)
 
     def forward(self, x):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
         height, width = x.shape[2:]
-        multiple = 2 ** len(self.downs)
+        multiple = self.multiple
         if height % multiple or width % multiple:
             x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == multiple**2:
             raise ValueError(f"a training batch of one {height}x{width} image leaves BatchNorm a single value per channel; "
                              f"train with a larger batch, or with images over {multiple}x{multiple} pixels")
 
+        if self.unshuffle > 1:
+            x = F.pixel_unshuffle(x, self.unshuffle)  # (B, C, u * h, u * w) -> (B, C * u * u, h, w)
         skips = []
         for down in self.downs:
             x = down(x)  # (B, f, h, w)
@@ -69,4 +74,7 @@ class UNET(nn.Module):
         for up, double_conv, skip in zip(self.ups[::2], self.ups[1::2], reversed(skips)):
             x = up(x)  # (B, 2f, h, w) -> (B, f, 2h, 2w)
             x = double_conv(torch.cat((skip, x), dim=1))  # (B, 2f, 2h, 2w) -> (B, f, 2h, 2w)
-        return self.final_conv(x)[:, :, :height, :width]
+        x = self.final_conv(x)
+        if self.unshuffle > 1:
+            x = F.pixel_shuffle(x, self.unshuffle)  # (B, u * u, h, w) -> (B, 1, u * h, u * w)
+        return x[:, :, :height, :width]

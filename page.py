@@ -34,7 +34,8 @@ tr.changed td { background: var(--mark); font-weight: 600 } .wide { overflow-x: 
 dialog { width: min(96vw, 120rem); max-height: 96vh; border: 0; border-radius: 12px; padding: 1rem; color: var(--ink); background: var(--ground) } dialog::backdrop { background: rgba(0, 0, 0, .75) }
 dialog header { display: flex; gap: .5rem 1rem; align-items: center; flex-wrap: wrap; margin-bottom: .5rem } dialog header strong { flex: 1 1 14rem; overflow-wrap: anywhere } dialog button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .35rem .8rem; cursor: pointer }
 dialog .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: .75rem } dialog figure { margin: 0 } dialog img { width: 100%; height: auto; display: block } dialog figcaption { font-size: .85rem; font-weight: 400; color: var(--muted) }
-.sheet img { max-width: 100%; height: auto } .none { color: var(--muted) }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 11rem), 1fr)); gap: .75rem } .figures figure { margin: 0; min-width: 0 }
+.figures img { width: 100%; height: auto; display: block; border-radius: 4px } .figures figcaption { font-size: .75rem; font-weight: 400; color: var(--muted); overflow-wrap: anywhere }
 """
 
 SCRIPT = """
@@ -121,6 +122,12 @@ def cards(items, orders):
     dialog = ('<dialog aria-label="enlarged"><header><strong></strong><output></output><button type="button" class="before" aria-label="previous">&larr;</button>'
               '<button type="button" class="after" aria-label="next">&rarr;</button><button type="button" class="close">close</button></header><div class="pictures"></div></dialog>')
     return f'{tools}\n<ul class="cards">\n' + "\n".join(found) + f"\n</ul>\n{dialog}"
+
+
+def figures(pictures):
+    """{caption: data URI} -> small pictures side by side."""
+    return '<div class="figures">' + "".join(f'<figure><img src="{uri}" alt="{escape(caption)}" loading="lazy" decoding="async"><figcaption>{escape(caption)}</figcaption></figure>'
+                                             for caption, uri in pictures.items()) + "</div>"
 
 
 def table(rows, heads=(), changed=()):

@@ -150,10 +150,10 @@ def duration(seconds):
 
 def main(cfg):
     device = find_device(cfg.DEVICE)
-    network = {"in_channels": cfg.IN_CHANNELS, "out_channels": 1, "features": cfg.FEATURES}
+    network = {"in_channels": cfg.IN_CHANNELS, "out_channels": 1, "features": cfg.FEATURES, "unshuffle": cfg.UNSHUFFLE}
     with torch.device("meta"):  # takes no memory
         parameters = sum(p.numel() for p in UNET(**network).parameters())
-    refuse_what_cannot_fit(parameters, (cfg.BATCH_SIZE, cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), cfg.FEATURES[0], device)
+    refuse_what_cannot_fit(parameters, (cfg.BATCH_SIZE, cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), cfg.FEATURES[0] / cfg.UNSHUFFLE**2, device)
     torch.manual_seed(cfg.SEED)
     torch.backends.cudnn.benchmark = True
 
@@ -266,6 +266,7 @@ def main(cfg):
             report(history, scores, cfg)
             draw.validation_pictures(val_loader, judged, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
             gallery.training_page(cfg, history, val_loader.dataset, scores)
+            draw.learning(val_loader.dataset, scores, epoch, os.path.join(cfg.SAVED_IMAGES_DIR, "learning.gif"))
 
     if reached:
         print(reached[0])
@@ -309,6 +310,7 @@ def report(history, scores, cfg):
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(history)
+    draw.curves(history, size, os.path.join(cfg.SAVED_IMAGES_DIR, "curves.png"))
 
 
 if __name__ == "__main__":

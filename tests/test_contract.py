@@ -73,6 +73,19 @@ def test_any_size_comes_back(size):
     assert model(x).shape == (2, 3, *size)
 
 
+def test_blocks_of_pixels_become_channels_and_come_back():
+    """By its definition: entry (u * i + j) of the channels is the picture from row i and column j in steps of u."""
+    model = randomised(UNET(3, 2, [4, 8], unshuffle=2)).eval()
+    x = torch.randn(2, 3, 24, 40)
+    folded = torch.stack([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 2).flatten(1, 2)  # (B, 12, 12, 20)
+    small = reference(folded, model.state_dict(), 2).unflatten(1, (2, 4))
+    expected = torch.zeros(2, 2, 24, 40)
+    for k in range(4):
+        expected[:, :, k // 2::2, k % 2::2] = small[:, :, k]
+    torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
+    assert model(torch.randn(1, 3, 13, 7)).shape == (1, 2, 13, 7)
+
+
 def test_padding_changes_nothing_of_a_size_that_fits():
     model = UNET(3, 1, [2, 4]).eval()
     x = torch.randn(1, 3, 12, 16)
@@ -148,4 +161,4 @@ def test_load_model_reads_the_network_off_the_tensors(tmp_path, prefix):
     for name in ("a", "bare"):
         loaded = utils.load_model(tmp_path / f"{name}.pth.tar", "cpu")
         torch.testing.assert_close(loaded(x), model(x))
-        assert loaded.config["FEATURES"] == [4, 6, 8] and device.config_of(loaded)["THRESHOLD"] == 0.5
+        assert loaded.config["FEATURES"] == [4, 6, 8] and loaded.unshuffle == 1 and device.config_of(loaded)["THRESHOLD"] == 0.5

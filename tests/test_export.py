@@ -33,7 +33,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     write_pairs(folder / "data/train_images", folder / "data/train_masks", cars=6)
     write_pairs(folder / "data/val_images", folder / "data/val_masks", cars=2, first=100)
-    write_model(folder / "best_checkpoint.pth.tar", MEAN=[0.4, 0.5, 0.3], STD=[0.2, 0.3, 0.25], THRESHOLD=0.4)
+    write_model(folder / "best_checkpoint.pth.tar", MEAN=[0.4, 0.5, 0.3], STD=[0.2, 0.3, 0.25], THRESHOLD=0.4, UNSHUFFLE=2)
     done = subprocess.run([sys.executable, ROOT / "export.py"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, done

@@ -29,7 +29,7 @@ from model import UNET
 def write_model(path, features=(4, 8), channels=3, seed=0, **constants):
     """A checkpoint of a random network that finds something in every photograph."""
     torch.manual_seed(seed)
-    model = randomised(UNET(channels, 1, list(features)), seed)
+    model = randomised(UNET(channels, 1, list(features), constants.get("UNSHUFFLE", 1)), seed)
     model.config = {"IMAGE_HEIGHT": 32, "IMAGE_WIDTH": 48, "PRECISION": "fp32", "IN_CHANNELS": channels} | constants
     with torch.no_grad():
         noise = model.eval()(torch.rand(8, channels, 32, 48))

@@ -5,6 +5,8 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import write_pairs
+from test_inference import write_model
 from test_train import SMALL
 
 import page
@@ -117,3 +119,17 @@ def test_a_training_leaves_a_page(data, run, look):
     assert not any(row.startswith("ROTATE\t") for row in tab.locator("tr.changed").all_inner_texts()) and tab.locator("svg").count() == 5 and path.stat().st_size < 500_000
     (data / "saved_images/index.html").unlink()
     assert "now look at saved_images/overview.png" in run("train.py", *SMALL, "--num-epochs", 2, "--gallery-max", 0, "--load-model", "true").stdout and not path.exists()
+
+
+def test_pages_of_explore_and_inference(tmp_path, run, look):
+    write_pairs(tmp_path / "photos", tmp_path / "labels", cars=6)
+    write_model(tmp_path / "a.pth.tar")
+    run("explore.py", "--images", "photos", "--masks", "labels", "--out", "e/explore.html")
+    run("inference.py", "--img", "photos", "--model", "a.pth.tar", "--gallery", "--out", "i")
+    for path, label in ((tmp_path / "e/explore.html", "least agreement"), (tmp_path / "i/index.html", "least sure")):
+        for width in (360, 1200):
+            tab = look(path, width, dark=width == 360)
+            assert len(names(tab)) == 12 and tab.locator("#sort option").first.inner_text() == label
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    unsure = [float(re.search(r"about ([\d.]+)", facts)[1]) for facts in tab.locator(".facts").all_inner_texts()]
+    assert unsure == sorted(unsure, reverse=True) and len(set(unsure)) > 1

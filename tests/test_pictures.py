@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import draw
 import pictures
+from dataset import CarvanaDataset
 from pictures import UserError, find_pairs, pair_names, read_image, read_mask, split_groups
 
 
@@ -209,3 +211,36 @@ def test_all_angles_of_a_car_are_one_group():
 
 def test_pair_names_needs_no_files():
     assert pair_names(["b.jpg", "a.jpg"], ["a.gif", "b_mask.gif"]) == ([("a.jpg", "a.gif"), ("b.jpg", "b_mask.gif")], [])
+
+
+def frames_of(path):
+    with Image.open(path) as image:
+        return image.info["comment"].split(), [np.asarray([image.seek(i), image.convert("RGB")][1]) for i in range(image.n_frames)]
+
+
+def test_a_frame_an_epoch(data, tmp_path):
+    """learning.gif: frames go on from what is there, a fresh run's begin anew, and many epochs are thinned out."""
+    dataset = CarvanaDataset(data / "data/val_images", data / "data/val_masks", size=(16, 24))
+    path = tmp_path / "learning.gif"
+
+    def epoch(number, **how):
+        rng = np.random.default_rng(number)
+        masks = [np.packbits(rng.random((16, 24)) < 0.5) for _ in range(len(dataset))]
+        draw.learning(dataset, {"masks": masks, "size": (16, 24), "dice": 0.5}, number, path, **how)
+
+    for number in (1, 2, 3):
+        epoch(number, height=40)
+    numbers, frames = frames_of(path)
+    assert numbers == [b"1", b"2", b"3"] and len(frames) == 3 and not np.array_equal(frames[0], frames[1])
+    epoch(3, height=40)  # resumed within epoch 3
+    again = frames_of(path)
+    assert again[0] == numbers and all(map(np.array_equal, again[1], frames))
+    for number in range(4, 12):
+        epoch(number, height=40, most=4)
+    numbers, frames = frames_of(path)
+    assert len(numbers) == len(frames) <= 4 and (numbers[0], numbers[-1]) == (b"1", b"11")
+    path.write_bytes(b"GIF89a rubbish")
+    epoch(2, height=40)
+    assert frames_of(path)[0] == [b"2"]
+    epoch(1, height=40)
+    assert frames_of(path)[0] == [b"1"]

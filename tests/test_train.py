@@ -153,7 +153,7 @@ def test_train_resume_and_evaluate_as_commands(data, run):
     assert [row["epoch"] for row in rows] == ["1", "2"] and tuple(rows[0]) == train.COLUMNS
     assert f"Dice {float(rows[1]['dice']):.4f}" in lines[1]
     pictures = {p.name for p in (data / "saved_images").iterdir()}
-    assert pictures == {"0.png", "1.png", "2.png", "pred_0.png", "pred_1.png", "pred_2.png", "batch.png", "overview.png", "history.csv", "index.html"}
+    assert pictures == {"0.png", "1.png", "2.png", "pred_0.png", "pred_1.png", "pred_2.png", "batch.png", "overview.png", "history.csv", "index.html", "curves.png", "learning.gif"}
     assert np.asarray(Image.open(data / "saved_images/overview.png")).std() > 20
 
     before = {name: (data / name).read_bytes() for name in ("my_checkpoint.pth.tar", "best_checkpoint.pth.tar")}

@@ -1,0 +1,165 @@
+"""Look at a data set before training on it: python explore.py [--images DIR --masks DIR]
+
+Prints counts, sizes, formats, brightness, the foreground's share, duplicates and oddities, and writes them with pictures
+to one HTML page.
+"""
+
+import argparse
+import hashlib
+import os
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+import config
+import page
+from pictures import CARVANA_NAME, UserError, find_pairs, group_of, in_threads, keep_freed_memory, many, picture_size, printable, read_image, read_mask, refuse, user_errors
+
+HEIGHT = 320  # pixels that edges are compared at
+THUMBNAIL = 160  # pixels high, of the pictures in the page
+MEAN_SIZE = (80, 120)  # of the mean masks
+REACH = 15  # pixels around the outline whose edges the outline's are compared with
+ALIKE = 1.0  # levels that two pictures, scaled to 24x16, may be apart on average where one counts as the other's double
+ODD = 6.0  # robust standard deviations from the median
+CONTACT_SHEET = 24  # pictures
+FACTS = {"share": "foreground, % of the pixels", "brightness": "brightness, 0 to 255", "contrast": "contrast, standard deviation of the levels", "agreement": "edges at the outline, times those around it"}
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = refuse
+    parser.add_argument("--images", metavar="DIR", default=config.TRAIN_IMG_DIR, help="photographs (default %(default)s)")
+    parser.add_argument("--masks", metavar="DIR", default=config.TRAIN_MASK_DIR, help="their masks (default %(default)s)")
+    parser.add_argument("--out", metavar="FILE.html", default=os.path.join(config.SAVED_IMAGES_DIR, "explore.html"), help="the page (default %(default)s)")
+    parser.add_argument("--most", type=int, default=200, metavar="N", help="pictures in the page, those whose outline agrees least with the photograph first (default 200)")
+    args = parser.parse_args()
+    if not 1 <= args.most <= 1000:
+        raise UserError(f"--most: expected 1..1000 pictures, found {args.most}")
+    if Path(args.out).suffix != ".html":
+        raise UserError(f"--out: expected a name that ends in .html, found {args.out!r}")
+    return args
+
+
+def look(pair):
+    """A pair of files -> a dict of what there is to say of it, "mean" (its small mask) and "small" (the picture itself) among it."""
+    height, width = picture_size(pair[0])
+    size = (HEIGHT, max(1, round(HEIGHT * width / height)))
+    grey, mask = read_image(pair[0], size, 1)[..., 0], read_mask(pair[1])
+    return {"name": pair[0].name, "size": f"{width}x{height}", "format": f"{pair[0].suffix.lower()[1:]} with {pair[1].suffix.lower()[1:]}",
+            "share": 100 * (mask > 127).mean(), "brightness": grey.mean(), "contrast": grey.std(),
+            "agreement": agreement(grey, cv2.resize(mask, size[::-1], interpolation=cv2.INTER_AREA) > 127),
+            "mean": cv2.resize(mask, MEAN_SIZE[::-1], interpolation=cv2.INTER_AREA), "small": cv2.resize(grey.astype(np.float32), (24, 16), interpolation=cv2.INTER_AREA).ravel(),
+            "bytes": hashlib.sha256(pair[0].read_bytes()).digest()}
+
+
+def agreement(grey, mask):
+    """How much stronger the edges of a picture, uint8 (H, W), are at the outline of a bool mask (H, W) than within REACH of it; nan without an outline.
+
+    About 1 where the mask has nothing to do with the picture, or lies beside what it should cover."""
+    edges = cv2.dilate(cv2.magnitude(*(cv2.Sobel(grey, cv2.CV_32F, *way) for way in ((1, 0), (0, 1)))), np.ones((3, 3), np.uint8))
+    mask = mask.astype(np.uint8)
+    outline = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    near = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((2 * REACH + 1,) * 2, np.uint8)) > 0
+    return edges[outline].mean() / max(1e-6, edges[near].mean()) if outline.any() else np.nan
+
+
+def doubles(rows):
+    """-> ([names of files with the same bytes], [pairs of names of files that look alike])."""
+    same = {}
+    for row in rows:
+        same.setdefault(row["bytes"], []).append(row["name"])
+    firsts = {names[0] for names in same.values()}
+    firsts = sorted((row for row in rows if row["name"] in firsts), key=lambda row: row["small"].mean())
+    small, alike = np.stack([row["small"] for row in firsts]), []
+    means = small.mean(1)
+    for i, end in enumerate(np.searchsorted(means, means + ALIKE, "right")):  # means further apart: the pictures are too
+        apart = abs(small[i + 1:end] - small[i]).mean(1)
+        alike += [tuple(sorted((firsts[i]["name"], firsts[i + 1 + j]["name"]))) for j in np.flatnonzero(apart <= ALIKE)]
+    return [names for names in same.values() if len(names) > 1], alike
+
+
+def oddities(rows):
+    """[(name, why)]: what lies more than ODD robust standard deviations (1.4826 times the median distance) off the others' median."""
+    found = []
+    for fact, words in FACTS.items():
+        values = np.array([row[fact] for row in rows])
+        middle = np.nanmedian(values)
+        spread = max(1e-9, 1.4826 * np.nanmedian(abs(values - middle)))
+        found += [(rows[i]["name"], f"{words}: {values[i]:.3g}, the median is {middle:.3g}") for i in np.flatnonzero(abs(values - middle) > ODD * spread)]
+    found += [(row["name"], "nothing in its mask") for row in rows if row["share"] == 0] + [(row["name"], "all of its mask is foreground") for row in rows if row["share"] == 100]
+    return found
+
+
+def angle(name):
+    """The angle of a Carvana name, such as "07"; "all" of any other."""
+    return Path(name).stem[-2:] if CARVANA_NAME.fullmatch(Path(name).stem) else "all"
+
+
+def mean_masks(rows):
+    """{angle: mean mask uint8}."""
+    found = {}
+    for row in rows:
+        found.setdefault(angle(row["name"]), []).append(row["mean"])
+    return {name: np.mean(masks, axis=0).round().astype(np.uint8) for name, masks in sorted(found.items())}
+
+
+def thumbnails(pair):
+    """Photograph with its mask's outline, and the mask."""
+    import draw  # takes seconds
+    height, width = picture_size(pair[0])
+    size = (THUMBNAIL, max(1, min(4 * THUMBNAIL, round(THUMBNAIL * width / height))))
+    mask = read_mask(pair[1], size) > 127
+    photograph = read_image(pair[0], size)
+    return {"photograph": page.embedded(photograph), "overlay": page.embedded(draw.overlay(photograph, mask)), "mask": page.embedded(mask.view(np.uint8) * np.uint8(255))}
+
+
+def counted(values):
+    return ", ".join(f"{printable(value)} ({count:,})" for value, count in Counter(values).most_common(5))
+
+
+def summary(rows, same, alike, odd):
+    """[(what, in words)] for the terminal and the page."""
+    angles = Counter(angle(row["name"]) for row in rows)
+    groups = Counter(group_of(row["name"]) for row in rows)
+    per = Counter(groups.values()).most_common(1)[0][0]
+    lines = [("pairs", f"{len(rows):,}"), ("sizes", counted(row["size"] for row in rows)), ("formats", counted(row["format"] for row in rows)),
+             ("cars", f"{len(groups):,}, most with {many(range(per), 'photograph')}; angles {', '.join(sorted(angles))}" if angles.keys() != {"all"} else "names are not Carvana's, <12 hex digits>_<angle>; each picture counts as a group of its own")]
+    for fact, words in FACTS.items():
+        values = np.array([row[fact] for row in rows])
+        lines.append((words, "least {:.3g}, a quarter below {:.3g}, half below {:.3g}, three quarters below {:.3g}, most {:.3g}".format(*np.nanquantile(values, (0, 0.25, 0.5, 0.75, 1)))))
+    return lines + [("same bytes", "; ".join(" = ".join(map(printable, names)) for names in same[:5]) + (f"; {len(same)} in all" if len(same) > 5 else "") or "none"),
+                    ("look alike", "; ".join(" ~ ".join(map(printable, names)) for names in alike[:5]) + (f"; {len(alike)} in all" if len(alike) > 5 else "") or "none"),
+                    ("odd ones out", "; ".join(f"{printable(name)} ({why})" for name, why in odd[:5]) + (f"; {len(odd)} in all" if len(odd) > 5 else "") or "none")]
+
+
+def main(args):
+    pairs = find_pairs(args.images, args.masks)
+    rows = list(in_threads(look, pairs, "looking", " pairs"))
+    same, alike, odd = *doubles(rows), oddities(rows)
+    lines = summary(rows, same, alike, odd)
+    for what, words in lines:
+        print(f"{what}: {words}")
+    worst = np.argsort([row["agreement"] for row in rows])[:args.most]  # nan comes last
+    chosen = sorted(np.random.default_rng(0).permutation(len(pairs))[:CONTACT_SHEET])
+    drawn = dict(zip([*worst, *chosen], in_threads(thumbnails, [pairs[i] for i in (*worst, *chosen)], "drawing", " pairs")))
+    cards = [{"name": printable(rows[i]["name"]), "facts": f"foreground {rows[i]['share']:.1f} %, brightness {rows[i]['brightness']:.0f}, agreement {rows[i]['agreement']:.2f}",
+              "agreement": np.nan_to_num(rows[i]["agreement"], nan=1e9), "share": rows[i]["share"], "brightness": rows[i]["brightness"], "pictures": drawn[i]} for i in worst]
+    page.write_page(
+        args.out, f"{many(pairs, 'pair')} of {args.images}", f"Photographs in {args.images}, masks in {args.masks}.",
+        page.section("In numbers", page.table(lines)),
+        page.section("Spread", page.charts(*(page.histogram(words, [row[fact] for row in rows if np.isfinite(row[fact])]) for fact, words in FACTS.items()))),
+        page.section("Mean mask" + (" of each angle" if len(mean_masks(rows)) > 1 else ""), page.figures({name: page.embedded(mask) for name, mask in mean_masks(rows).items()})),
+        page.section("Contact sheet", "<p>Chosen at random.</p>", page.figures({printable(rows[i]["name"]): drawn[i]["overlay"] for i in chosen})),
+        *([page.section("Odd ones out", page.table([(name, why) for name, why in odd[:200]], ("file", "why")))] if odd else []),
+        *([page.section("Doubles", page.table([(" = ".join(names),) for names in same] + [(" ~ ".join(names),) for names in alike[:200]]))] if same or alike else []),
+        page.section("Outlines that agree least with the photograph", "<p>Agreement: how much stronger the photograph's edges are at the mask's outline than around it. A mask that lies beside its object has about 1.</p>",
+                     page.cards(cards, {"agreement": ("least agreement", 1), "share": ("smallest object", 1), "brightness": ("darkest", 1)})))
+    print(f"now look at {args.out}")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    with user_errors():
+        main(arguments())
