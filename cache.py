@@ -52,7 +52,7 @@ class Cache:
 def open_cache(folder, pairs, **reading):
     """The Cache of `pairs` in `folder`, made where there is none that fits; None, with a warning, where it cannot be written.
 
-    reading: size, channels and mask_resize as for pictures.read_pair. A cache fits as long as no file's name, length
+    reading: size, channels, mask_resize and labels as for pictures.read_pair. A cache fits as long as no file's name, length
     or time, none of these, and neither the reader nor its decoders have changed.
     Raises UserError, naming all pairs that cannot be read."""
     source = pairs[0][0].parent
@@ -86,7 +86,7 @@ def open_cache(folder, pairs, **reading):
             temporary.unlink(missing_ok=True)
 
 
-def record_type(size, channels, mask_resize):
+def record_type(size, channels, mask_resize, labels=None):
     return np.dtype([("image", "u1", (*size, channels)), ("mask", "u1", size), ("checksum", "<u4")])
 
 

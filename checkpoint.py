@@ -15,7 +15,7 @@ from model import UNET
 from pictures import UserError, brief, printable
 
 # What decides which network it is and what it is fed; the rest of the configuration may change between runs.
-NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD", "FEATURES", "UNSHUFFLE")
+NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD", "FEATURES", "UNSHUFFLE", "CLASSES", "PALETTE", "IGNORE_INDEX")
 GATHERED = ({"step", "exp_avg", "exp_avg_sq"}, {"momentum"}, {"step", "mean", "square"})  # what an optimizer keeps for a parameter
 UNREADABLE = {  # what torch says at length -> what it means
     "Weights only": "it holds something else than tensors and plain values, which could be code and was not opened",
@@ -232,5 +232,8 @@ def load_model(path, device="auto"):
         known = sound_input(state.get("config", {}), shape["in_channels"])
     except ValueError as error:
         raise UserError(f"{printable(path)} was not written by train.py: {error}; name another checkpoint") from error
+    classes = known.setdefault("CLASSES", ["car"] if shape["out_channels"] == 1 else [f"class {index}" for index in range(shape["out_channels"])])
+    if len(classes) != shape["out_channels"]:
+        raise UserError(f"{printable(path)} was not written by train.py: {len(classes)} CLASSES, but logits of {shape['out_channels']}; name another checkpoint")
     model.config = known | {"FEATURES": shape["features"], "IN_CHANNELS": shape["in_channels"]}
     return model.float().to(device, memory_format=torch.channels_last).eval()

@@ -12,6 +12,11 @@ TRAIN_IMG_DIR = "data/train_images/"  # photographs to learn from [path]
 TRAIN_MASK_DIR = "data/train_masks/"  # their masks: NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png [path]
 VAL_IMG_DIR = "data/val_images/"  # photographs to be judged by, of other cars [path]
 VAL_MASK_DIR = "data/val_masks/"  # their masks [path]
+MASK_SUFFIX = "_mask"  # between a photograph's name and its mask's; "" where they are the same
+GROUP_REGEX = "([0-9a-f]{12})_(0[1-9]|1[0-6])"  # of a name without its ending, what stays on one side of a split: its first bracket; here Carvana's car
+CLASSES = ["car"]  # one: it against all else; several, as in background road sky: a mask's value i is the i-th of them [list of names]
+PALETTE = []  # the classes' colours where masks are coloured, such as #000000 #ff8000; one more is that of pixels to ignore [list of #rrggbb, or empty]
+IGNORE_INDEX = 255  # with several classes: the value of pixels that are neither learnt nor scored [0..255]
 CACHE = True  # decode each file once and keep what the network needs of it, 150 KB a pair at 160x240 [true | false]
 CACHE_DIR = "data/.cache/"  # where to; a fast disk with room [path]
 NUM_WORKERS = -1  # processes that read and augment; -1: as the machine needs, 0: the training process itself [-1..256]
@@ -41,7 +46,8 @@ LEARNING_RATE = 1e-4  # the highest of the run; smaller networks bear more [1e-9
 SCHEDULE = "constant"  # the others rise over WARMUP, then fall to 0 at the end of the last epoch [constant | linear | quadratic | cosine]
 WARMUP = 0.1  # of all steps, over which the learning rate rises, unless SCHEDULE is constant [0.0..1.0 share]
 WEIGHT_DECAY = 0.0  # of all weights, times the learning rate, at each step [0.0..10.0]
-LOSS = "bce"  # dice weighs small objects as much as large ones; edge counts the pixels at outlines five times [bce | dice | bce_dice | edge]
+LOSS = "bce"  # cross entropy; dice weighs small objects as much as large ones; edge counts the pixels at outlines five times [bce | dice | bce_dice | edge]
+POSITIVE_WEIGHT = 1.0  # how many times a pixel of car (or of any class but the first) counts in bce; more where they are few [0.01..10000.0]
 CLIP_GRADIENT = 0.0  # the longest that the gradient of a step may be; 0: any length [0.0..1e6]
 EMA = 0.0  # judge and keep the weights' running average, this share of which stays at a step, such as 0.99; 0: the weights themselves [0.0..0.99999]
 INIT_WEIGHTS = ""  # a checkpoint whose weights to start from, for photographs of one's own; empty: random ones [path]
@@ -78,6 +84,11 @@ PRESETS = {
         "VAL_MASK_DIR": "data/demo/val_masks/", "CHECKPOINT_FILE": "demo_checkpoint.pth.tar", "BEST_CHECKPOINT_FILE": "demo_best_checkpoint.pth.tar",
         "FEATURES": [8, 16, 32, 64], "OPTIMIZER": "muon", "LEARNING_RATE": 0.03, "SCHEDULE": "linear", "BATCH_SIZE": 8, "NUM_EPOCHS": 6,
         "BATCHNORM_IMAGES": 64, "ROTATE": 0.0, "VERTICAL_FLIP": 0.0},
+    "parts": {  # four classes on the same rendered cars: where body, glass and wheels are
+        "TRAIN_IMG_DIR": "data/parts/train_images/", "TRAIN_MASK_DIR": "data/parts/train_masks/", "VAL_IMG_DIR": "data/parts/val_images/",
+        "VAL_MASK_DIR": "data/parts/val_masks/", "CHECKPOINT_FILE": "parts_checkpoint.pth.tar", "BEST_CHECKPOINT_FILE": "parts_best_checkpoint.pth.tar",
+        "CLASSES": ["background", "body", "glass", "wheels"], "FEATURES": [8, 16, 32, 64], "OPTIMIZER": "muon", "LEARNING_RATE": 0.03, "SCHEDULE": "linear",
+        "BATCH_SIZE": 8, "NUM_EPOCHS": 10, "BATCHNORM_IMAGES": 64, "ROTATE": 0.0, "VERTICAL_FLIP": 0.0},
     # The shortest way to 0.98379, the best Dice that the tutorials report, on masks as they reduce them: python train.py --preset fast --stop-at-dice 0.98379
     # took 37.7 s from the start of the process with an empty cache (median of split seeds 1, 2, 3: 37.7, 36.4, 39.9; chosen on seed 0; 1,832 training images,
     # Dice 0.98400, 0.98439, 0.98499 of 200 validation images) on two cores of an AMD EPYC with AVX-512 bf16, torch 2.15.0. See docs/benchmarks.md.
@@ -113,25 +124,37 @@ def load(argv=None, description=None, base=None):
 
     argv: list of words, None for the command line's. base: a preset below the one that the words may name.
     Raises UserError, with everything that is wrong."""
-    known = constants()
-    rules = {name: _rule(*of) for name, of in known.items()}
     parser = argparse.ArgumentParser(description=description, usage="%(prog)s [--preset NAME] [--any-constant VALUE ...]",
                                      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.error = refuse
     parser.add_argument("--preset", metavar="NAME", help=f"a named set of constants: {', '.join(PRESETS)}")
-    for name, (value, why) in known.items():
-        shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
-        parser.add_argument(option(name), dest=name, nargs="+" if rules[name]["list"] else None,
-                            metavar=rules[name]["kind"].__name__.upper(), help=f"{why}. Now {shown}".replace("%", "%%"))
+    add_options(parser, constants())
     args, unknown = parser.parse_known_args(argv)
-    problems = [_unknown(word, [option(name) for name in known] + ["--preset"]) for word in unknown if word.startswith("--")]
+    problems = [_unknown(word, [option(name) for name in constants()] + ["--preset"]) for word in unknown if word.startswith("--")]
     if unknown and not problems:
         problems.append(f"{' '.join(unknown)!r} belongs to no option; a constant is given as --its-name value")
-    if args.preset is not None and args.preset not in PRESETS:
-        problems.append(_unknown(args.preset, list(PRESETS), "preset "))
-    values = {name: value for name, (value, _) in known.items()} | PRESETS.get(base, {}) | PRESETS.get(args.preset, {})
+    return checked(args, base, problems)
+
+
+def add_options(parser, names):
+    """Give a command line an option for each of these constants."""
+    for name in names:
+        value, why = constants()[name]
+        rule, shown = _rule(value, why), " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        parser.add_argument(option(name), dest=name, nargs=("*" if rule["empty"] else "+") if rule["list"] else None,
+                            metavar=rule["kind"].__name__.upper(), help=f"{why}. Now {shown}".replace("%", "%%"))
+
+
+def checked(args, base=None, problems=()):
+    """What a command line with add_options found -> load()'s namespace. problems: known ones, to be told with the others."""
+    known, problems = constants(), list(problems)
+    rules = {name: _rule(*of) for name, of in known.items()}
+    preset = getattr(args, "preset", None)
+    if preset is not None and preset not in PRESETS:
+        problems.append(_unknown(preset, list(PRESETS), "preset "))
+    values = {name: value for name, (value, _) in known.items()} | PRESETS.get(base, {}) | PRESETS.get(preset, {})
     for name, rule in rules.items():
-        given = getattr(args, name)
+        given = getattr(args, name, None)
         try:
             if given is not None:
                 values[name] = [_parse(word, rule) for word in given] if rule["list"] else _parse(given, rule)
@@ -141,9 +164,30 @@ def load(argv=None, description=None, base=None):
     for name in ("MEAN", "STD"):
         if not problems and len(values[name]) not in (1, values["IN_CHANNELS"]):
             problems.append(f"{option(name)}: expected one value, or one for each of {values['IN_CHANNELS']} channels, found {len(values[name])}")
+    problems += [] if problems else _class_faults(values)
     if problems:
         raise UserError(printable("; ".join(problems)))
     return SimpleNamespace(**values)
+
+
+def _class_faults(values):
+    """What is wrong with the constants that several classes need, in words."""
+    names, palette, faults = values["CLASSES"], values["PALETTE"], []
+    if len(set(names)) < len(names) or len(names) > 255 or not all(names):
+        faults.append(f"CLASSES: expected 1 to 255 different names, found {' '.join(names):.60}")
+    strange = [colour for colour in palette if not re.fullmatch("#[0-9a-fA-F]{6}", colour)]
+    if strange or len(set(map(str.lower, palette))) < len(palette):
+        faults.append(f"PALETTE: expected different colours, each as #rrggbb, found {' '.join(strange or palette):.60}")
+    elif palette and (len(names) == 1 or len(palette) not in (len(names), len(names) + 1)):
+        faults.append(f"PALETTE: expected a colour for each of {len(names)} classes (and one for what is to be ignored), found {len(palette)}" if len(names) > 1 else
+                      "PALETTE: expected none with one class; name them all, such as --classes background car")
+    if len(names) > 1 and values["IGNORE_INDEX"] < len(names):
+        faults.append(f"IGNORE_INDEX: {values['IGNORE_INDEX']} is the class {names[values['IGNORE_INDEX']]}; expected {len(names)}..255")
+    try:
+        re.compile(values["GROUP_REGEX"])
+    except re.error as error:
+        faults.append(f"GROUP_REGEX: expected a regular expression, found {values['GROUP_REGEX']!r} ({error})")
+    return faults
 
 
 def option(name):
@@ -166,9 +210,9 @@ def _rule(value, why):
     if choices:
         kind = bool if choices == ["true", "false"] else int if choices[0].isdigit() else str
     else:
-        kind = str if text == "path" else type(first) if not bounds else int if all(bound.lstrip("-").isdigit() for bound in bounds.groups()) else float
+        kind = str if text == "path" or text.startswith("list of #") else type(first) if not bounds else int if all(bound.lstrip("-").isdigit() for bound in bounds.groups()) else float
     return {"text": text, "kind": kind, "list": text.startswith("list of") or isinstance(value, (list, tuple)),
-            "choices": choices, "bounds": bounds and tuple(map(float, bounds.groups()))}
+            "empty": text.endswith("or empty"), "choices": choices, "bounds": bounds and tuple(map(float, bounds.groups()))}
 
 
 def _parse(word, rule):
@@ -184,7 +228,7 @@ def _parse(word, rule):
 def _checked(value, rule):
     """A value that follows its rule (numbers as the rule's kind); ValueError for any other."""
     if rule["list"]:
-        if not isinstance(value, (list, tuple)) or not value:
+        if not isinstance(value, (list, tuple)) or not value and not rule["empty"]:
             raise ValueError(f"expected a list, found {ascii(value):.60}")
         return [_checked(one, rule | {"list": False}) for one in value]
     kinds = (int, float) if rule["kind"] is float else rule["kind"]

@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from cache import open_cache
-from pictures import find_pairs, read_pair
+from pictures import MASK_SUFFIX, find_pairs, read_pair, read_target
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for a newer version of itself
 
@@ -17,21 +17,22 @@ class CarvanaDataset(Dataset):
     """Photographs and masks of two folders, paired by name.
 
     Item -> image, mask. Without a transform: uint8 (H, W, channels) and float32 (H, W), the share of
-    each pixel that is foreground, in [0, 1]. transform is called as transform(image=..., mask=...) with
+    each pixel that is foreground, in [0, 1]; with labels (pictures.Labels) uint8 (H, W), indices of classes. transform is called as transform(image=..., mask=...) with
     these and returns a dict of both; with A.Normalize and ToTensorV2 in it the item is a float tensor
     (channels, H, W) and a mask (H, W).
 
-    size: (H, W) to read at, None for each picture's own. mask_resize: see pictures.read_mask.
+    size: (H, W) to read at, None for each picture's own. mask_resize: see pictures.read_mask. suffix: between the names of the two.
     An item is asked for as dataset[epoch, index]: an Albumentations pipeline draws from (seed, epoch, index)
     alone, so neither workers nor interruptions change what an item is. dataset[index] draws anew each time.
     cache_dir: where what was read at `size` is kept for later epochs and runs (see cache.py); None: nowhere.
     Raises UserError, naming all files, where images and masks do not pair."""
 
-    def __init__(self, image_dir, mask_dir, transform=None, *, size=None, channels=3, mask_resize="area", seed=0, cache_dir=None):
-        self.pairs = find_pairs(image_dir, mask_dir)
+    def __init__(self, image_dir, mask_dir, transform=None, *, size=None, channels=3, mask_resize="area", seed=0, cache_dir=None,
+                 labels=None, suffix=MASK_SUFFIX):
+        self.pairs = find_pairs(image_dir, mask_dir, suffix)
         self.transform = transform
         self.seed = seed
-        self.reading = {"size": size and tuple(size), "channels": channels, "mask_resize": mask_resize}
+        self.reading = {"size": size and tuple(size), "channels": channels, "mask_resize": mask_resize, "labels": labels}
         self.cache = open_cache(cache_dir, self.pairs, **self.reading) if cache_dir and size else None
 
     def __len__(self):
@@ -40,7 +41,7 @@ class CarvanaDataset(Dataset):
     def __getitem__(self, key):
         epoch, index = key if isinstance(key, tuple) else (random.getrandbits(31), key)
         image, mask = self.cache[index] if self.cache else read_pair(self.pairs[index], **self.reading)
-        mask = mask.astype(np.float32) / 255
+        mask = mask if self.reading["labels"] else mask.astype(np.float32) / 255
         if self.transform is None:
             return image, mask
         if hasattr(self.transform, "set_random_seed"):
@@ -48,6 +49,12 @@ class CarvanaDataset(Dataset):
             self.transform.set_random_seed(int(state[0]))
         item = self.transform(image=image, mask=mask)
         return item["image"], item["mask"]
+
+
+    def mask(self, index, size=None):
+        """The true mask of an item, hard: bool (H, W) or, with labels, uint8 (H, W). size: (H, W), None for the file's own."""
+        mask = read_target(self.pairs[index][1], self.reading["labels"], size)
+        return mask if self.reading["labels"] else mask > 127
 
 
 class EpochSampler(Sampler):
@@ -70,18 +77,20 @@ class EpochSampler(Sampler):
         return np.random.default_rng([self.seed, epoch]).permutation(self.length).tolist()
 
 
-def train_transform(rotate=35, horizontal_flip=0.5, vertical_flip=0.1, rotate_fill="reflect", scale=0.0, colour=0.0):
+def train_transform(rotate=35, horizontal_flip=0.5, vertical_flip=0.1, rotate_fill="reflect", scale=0.0, colour=0.0, labels=None):
     """uint8 (H, W, C) image and float (H, W) mask -> uint8 tensor (C, H, W) and float tensor (H, W), augmented.
 
     rotate: degrees either way, flips: probabilities. rotate_fill: what a rotation or shrinking brings into view is
     the picture's own reflection ("reflect", the mask's likewise) or "black" and background. scale: larger or smaller
-    by up to this share; colour: brightness, contrast and saturation likewise.
+    by up to this share; colour: brightness, contrast and saturation likewise. labels: masks are uint8 indices of classes
+    and stay so; what "black" brings into view is to be ignored.
     Levels become floats on the device (utils.to_device): a quarter of the bytes to move."""
     import albumentations as A  # takes seconds, which a script that augments nothing need not wait
     from albumentations.pytorch import ToTensorV2
     border = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[rotate_fill]
-    turn = [A.Rotate(limit=rotate, p=1.0, border_mode=border, fill=0, fill_mask=0, mask_interpolation=cv2.INTER_LINEAR)]
-    resize = [A.Affine(scale=(1 - scale, 1 + scale), p=1.0, border_mode=border, fill=0, fill_mask=0, mask_interpolation=cv2.INTER_LINEAR)]
+    edges = {"border_mode": border, "fill": 0, "fill_mask": labels.ignore if labels else 0, "mask_interpolation": cv2.INTER_NEAREST if labels else cv2.INTER_LINEAR}
+    turn = [A.Rotate(limit=rotate, p=1.0, **edges)]
+    resize = [A.Affine(scale=(1 - scale, 1 + scale), p=1.0, **edges)]
     paint = [A.ColorJitter(brightness=(1 - colour, 1 + colour), contrast=(1 - colour, 1 + colour), saturation=(1 - colour, 1 + colour), hue=(0, 0), p=1.0)]
     return A.Compose([
         *(turn if rotate else []),

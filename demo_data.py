@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from pictures import UserError, brief, write_picture
+from pictures import Labels, UserError, brief, colours_of, write_picture
 
 ANGLES = 16  # a turntable's stops, 22.5 degrees apart
 OVERSAMPLING = 2  # everything is painted at twice the size and averaged
@@ -40,6 +40,8 @@ PAINTS = (  # RGB, share: streets are white, black and grey
     ((28, 48, 98), 0.06), ((104, 96, 80), 0.04), ((38, 62, 48), 0.02), ((196, 120, 30), 0.02), ((70, 130, 176), 0.04),
 )
 GLASS, TYRE, DARK = (38, 44, 48), (27, 27, 28), (14, 14, 15)
+PARTS = ("background", "body", "glass", "wheels")  # what render() tells apart where it is asked to
+BODY, WINDOW, WHEEL = 0, 1, 2  # less 1; while a car is painted, what its alpha falls short of 255
 
 
 # ---------------------------------------------------------------- the car
@@ -86,7 +88,7 @@ def smooth(x, points, width):
 
 
 def body_shell(car):
-    """The lower body, from bumper to bumper and from sill to belt line -> quads, and their colours."""
+    """The lower body, from bumper to bumper and from sill to belt line -> quads, and their colours, shine and parts."""
     length, height, belt = car["length"], car["height"], car["belt"] * car["height"]
     u = (1 - np.cos(np.linspace(0, np.pi, 45))) / 2  # denser towards the ends
     foot_rear, _, _, foot_front = car["along"]
@@ -119,11 +121,11 @@ def body_shell(car):
     put((where < 0.06) & (out > 0.55) & (high > 0.55) & (high < 0.92), (122, 14, 16), 0.35)  # tail lamps
     if car["body"] == "pickup":
         put((where < foot_rear - 0.02) & (where > 0.03) & (out < 0.86) & (high > 0.95), (30, 30, 31), 0.05)  # the bed
-    return quads, colours, shine
+    return quads, colours, shine, np.full(len(quads), BODY)
 
 
 def cabin_shell(car):
-    """Windows and roof -> quads, and their colours."""
+    """Windows and roof -> quads, and their colours, shine and parts."""
     length, height, belt = car["length"], car["height"], car["belt"] * car["height"]
     foot_rear, top_rear, top_front, foot_front = car["along"]
     u = np.unique(np.concatenate([np.linspace(foot_rear, foot_front, 30), [top_rear, top_front]]))
@@ -157,7 +159,7 @@ def cabin_shell(car):
     screens = (ring >= 4) & ((where > top_front + 0.01) & (where < foot_front - 0.01) | (where < top_rear - 0.01) & (where > foot_rear + 0.004))
     colours[window | screens], shine[window | screens] = np.array(GLASS) * car["tint"], 0.75
     colours[(ring == 1) & near_pillar] = np.array(DARK)
-    return quads, colours, shine
+    return quads, colours, shine, np.where(window | screens, WINDOW, BODY)
 
 
 def box(centre, size):
@@ -223,13 +225,13 @@ def project(cam, points, turned=True):
 
 # ---------------------------------------------------------------- painting
 
-def fill(canvas, pixels, colour):
-    """A convex polygon of pixels (n, 2), at an eighth of a pixel, opaque."""
-    cv2.fillConvexPoly(canvas, np.round(pixels * 8).astype(np.int32), (*map(float, colour), 255.0), shift=3)
+def fill(canvas, pixels, colour, part=BODY):
+    """A convex polygon of pixels (n, 2), at an eighth of a pixel."""
+    cv2.fillConvexPoly(canvas, np.round(pixels * 8).astype(np.int32), (*map(float, colour), 255.0 - part), shift=3)
 
 
-def fill_hull(canvas, cam, points, colour):
-    fill(canvas, cv2.convexHull(project(cam, points).astype(np.float32))[:, 0], colour)
+def fill_hull(canvas, cam, points, colour, part=BODY):
+    fill(canvas, cv2.convexHull(project(cam, points).astype(np.float32))[:, 0], colour, part)
 
 
 def shaded(quads, colours, shine, cam, studio):
@@ -257,18 +259,18 @@ def paint_wheel(canvas, cam, car, x, side, near):
     if near:
         arch = disc(centre + [0, side * 0.01, 0.02], radius * 1.15)
         fill(canvas, project(cam, np.maximum(arch, [-9, -9, car["clearance"] + 0.05])), DARK)
-    fill_hull(canvas, cam, np.concatenate([disc(centre, radius), disc(inner, radius)]), TYRE)
+    fill_hull(canvas, cam, np.concatenate([disc(centre, radius), disc(inner, radius)]), TYRE, WHEEL)
     if near:
-        fill(canvas, project(cam, disc(centre, radius * 0.97)), np.add(TYRE, 10))
-        fill(canvas, project(cam, disc(centre, radius * 0.70)), [car["rim"]] * 3)
+        fill(canvas, project(cam, disc(centre, radius * 0.97)), np.add(TYRE, 10), WHEEL)
+        fill(canvas, project(cam, disc(centre, radius * 0.70)), [car["rim"]] * 3, WHEEL)
         for turn in np.arange(car["spokes"]) * 2 * np.pi / car["spokes"] + x:
             wide = 1.1 / car["spokes"]
             gap = np.array([[np.cos(turn + d) * r, 0, np.sin(turn + d) * r] for d, r in ((-0.06, 0.2), (0.06, 0.2), (wide, 0.62), (-wide, 0.62))])
-            fill(canvas, project(cam, centre + gap * radius), [car["rim"] * 0.25] * 3)
+            fill(canvas, project(cam, centre + gap * radius), [car["rim"] * 0.25] * 3, WHEEL)
 
 
 def paint_car(car, studio, cam, size, flip=1):
-    """The car -> premultiplied RGBA uint8 (H, W, 4). flip = -1 paints what the floor reflects."""
+    """The car -> premultiplied RGBA uint8 (H, W, 4), and uint8 (H, W) of its parts: indices into PARTS. flip = -1 paints what the floor reflects."""
     canvas = np.zeros((*size, 4), np.uint8)
     cam = cam | {"turn": cam["turn"] * [1, 1, flip]}
     length, width, height, belt = car["length"], car["width"], car["height"], car["belt"] * car["height"]
@@ -295,9 +297,9 @@ def paint_car(car, studio, cam, size, flip=1):
         cv2.line(canvas, *np.round(line).astype(int).tolist(), (30.0, 30.0, 30.0, 255.0), scale * OVERSAMPLING // 2 + 1)
     shells = [np.concatenate(parts) for parts in zip(body_shell(car), cabin_shell(car))]
     quads = shells[0] if flip == 1 else shells[0][:, ::-1]
-    order, colours = shaded(quads, *shells[1:], cam, studio)
-    for pixels, colour in zip(project(cam, quads[order]), colours[order]):
-        fill(canvas, pixels, colour)
+    order, colours = shaded(quads, *shells[1:3], cam, studio)
+    for pixels, colour, part in zip(project(cam, quads[order]), colours[order], shells[3][order]):
+        fill(canvas, pixels, colour, part)
     for side in (side for side, is_near in sides.items() if is_near):
         for door in car["doors"]:
             heights = ((0.493, car["clearance"] + 0.15), (0.5, 0.6 * belt), (0.49, 0.93 * belt))
@@ -314,7 +316,9 @@ def paint_car(car, studio, cam, size, flip=1):
         if car["plate"] and eye[0] * end > 0.5 * length:
             fill_hull(canvas, cam, box([end * 0.497 * length, 0, 0.42 * belt], [0.01, 0.42, 0.13]), (222, 228, 236))
     extras(near=True)
-    return canvas
+    parts = np.where(canvas[..., 3] > 0, 255 - canvas[..., 3] + 1, 0).astype(np.uint8)
+    canvas[..., 3][parts > 0] = 255
+    return canvas, parts
 
 
 # ---------------------------------------------------------------- the studio
@@ -380,31 +384,35 @@ def paint_studio(studio, cam, car, size, rng):
     return scene * (1 - cv2.resize(dark, (width, height)))[..., None]
 
 
-def render(car, studio, angle, size, rng):
-    """One photograph (H, W, 3) uint8 RGB and its exact mask (H, W) bool. angle: 0 to 15, from the front."""
+def render(car, studio, angle, size, rng, parts=False):
+    """One photograph (H, W, 3) uint8 RGB and its exact mask (H, W): bool, or with parts uint8, indices into PARTS. angle: 0 to 15, from the front."""
     fine = tuple(OVERSAMPLING * side for side in size)
     cam = camera(studio, angle, fine)
-    car_fine = paint_car(car, studio, cam, fine)
+    car_fine, parts_fine = paint_car(car, studio, cam, fine)
     painted = cv2.resize(car_fine, size[::-1], interpolation=cv2.INTER_AREA).astype(np.float32)
     scene = paint_studio(studio, cam, car, size, rng)
     if studio["reflection"] > 0.02:
         half = camera(studio, angle, size)
-        image = cv2.GaussianBlur(paint_car(car, studio, half, size, flip=-1), (0, 0), max(0.5, size[1] / 250)).astype(np.float32)
+        image = cv2.GaussianBlur(paint_car(car, studio, half, size, flip=-1)[0], (0, 0), max(0.5, size[1] / 250)).astype(np.float32)
         scene += studio["reflection"] * (image[..., :3] - scene * image[..., 3:] / 255)
     covered = painted[..., 3:] / 255
     picture = (scene * (1 - covered) + painted[..., :3]) * studio["gain"]
     picture = cv2.GaussianBlur(picture, (0, 0), studio["softness"] * (0.6 + size[1] / 1000))
     picture += rng.normal(0, studio["noise"], size).astype(np.float32)[..., None]
-    return np.clip(picture, 0, 255).astype(np.uint8), covered[..., 0] >= 0.5
+    mask = covered[..., 0] >= 0.5
+    if parts:
+        shares = [cv2.resize((parts_fine == index).view(np.uint8) * np.uint8(255), size[::-1], interpolation=cv2.INTER_AREA) for index in range(1, len(PARTS))]
+        mask = np.where(mask, 1 + np.argmax(shares, axis=0), 0).astype(np.uint8)
+    return np.clip(picture, 0, 255).astype(np.uint8), mask
 
 
 # ---------------------------------------------------------------- a data set of them
 
-def render_set(out, cars=28, val_cars=4, angles=10, size=(320, 480), seed=0):
+def render_set(out, cars=28, val_cars=4, angles=10, size=(320, 480), seed=0, parts=False):
     """Render cars x angles pairs of size (H, W) into out/train_images, train_masks, val_images and val_masks.
 
     The last val_cars cars are for validation. The same files for a seed (and versions of the libraries); a car's
-    angles are spread over the full turn. out appears when all is done, or not at all."""
+    angles are spread over the full turn. parts: masks of PARTS instead of cars. out appears when all is done, or not at all."""
     out = Path(out)
     staging = out.with_name(f".{out.name}-rendering")
     shutil.rmtree(staging, ignore_errors=True)  # of a run that was killed
@@ -415,7 +423,7 @@ def render_set(out, cars=28, val_cars=4, angles=10, size=(320, 480), seed=0):
             folders = [staging / f"{part}_{kind}" for kind in ("images", "masks")]
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
-            jobs += [(seed, number, (number + round(i * ANGLES / angles)) % ANGLES + 1, size, *folders) for i in range(angles)]
+            jobs += [(seed, number, (number + round(i * ANGLES / angles)) % ANGLES + 1, size, parts, *folders) for i in range(angles)]
         start = "fork" if sys.platform == "linux" else "spawn"  # spawned processes would import all of the caller first
         with ProcessPoolExecutor(None, multiprocessing.get_context(start), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
             for _ in tqdm(pool.map(render_pair, jobs, chunksize=4), total=len(jobs), desc="rendering", unit=" images"):
@@ -428,14 +436,14 @@ def render_set(out, cars=28, val_cars=4, angles=10, size=(320, 480), seed=0):
 
 
 def render_pair(job):
-    """Write one photograph, <12 hex>_<01..16>.jpg, and its mask, <12 hex>_<01..16>_mask.gif."""
-    seed, number, stop, size, images, masks = job
+    """Write one photograph, <12 hex>_<01..16>.jpg, and its mask, <12 hex>_<01..16>_mask.gif (of parts .png)."""
+    seed, number, stop, size, parts, images, masks = job
     cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, number])
     car, studio = new_car(rng), new_studio(rng)
-    picture, mask = render(car, studio, stop - 1, size, np.random.default_rng([seed, number, stop]))
+    picture, mask = render(car, studio, stop - 1, size, np.random.default_rng([seed, number, stop]), parts)
     name = f"{hashlib.sha256(f'rendered {seed} {number}'.encode()).hexdigest()[:12]}_{stop:02d}"
     write_picture(Image.fromarray(picture), images / f"{name}.jpg", quality=studio["quality"])
-    gif = Image.fromarray(mask.astype(np.uint8))
-    gif.putpalette([0, 0, 0, 255, 255, 255])
-    write_picture(gif, masks / f"{name}_mask.gif")
+    image = Image.fromarray(mask.astype(np.uint8))
+    image.putpalette([0, 0, 0, 255, 255, 255] if not parts else colours_of(Labels(PARTS)).tobytes())
+    write_picture(image, masks / f"{name}_mask.{'png' if parts else 'gif'}")

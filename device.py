@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import re
 import sys
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from pictures import UserError, brief, cores, printable
 
 LINEAGE_INPUT = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "MEAN": [0.0], "STD": [1.0], "THRESHOLD": 0.5,
-                 "MASK_RESIZE": "area", "PRECISION": "auto", "UNSHUFFLE": 1}  # of a model that carries no configuration
+                 "MASK_RESIZE": "area", "PRECISION": "auto", "UNSHUFFLE": 1, "CLASSES": ["car"], "PALETTE": [], "IGNORE_INDEX": 255}  # of a model that carries no configuration
 INPUT_RULES = {  # what a configuration that comes with a file may say; channels: the network's
     "IMAGE_HEIGHT": lambda value, channels: type(value) is int and 1 <= value <= 16384,
     "IMAGE_WIDTH": lambda value, channels: type(value) is int and 1 <= value <= 16384,
@@ -19,6 +20,9 @@ INPUT_RULES = {  # what a configuration that comes with a file may say; channels
     "THRESHOLD": lambda value, channels: type(value) in (int, float) and 0 < value < 1,
     "MASK_RESIZE": lambda value, channels: value in ("area", "nearest"),
     "PRECISION": lambda value, channels: value in ("auto", "bf16", "fp16", "fp32"),
+    "CLASSES": lambda value, channels: isinstance(value, list) and 1 <= len(value) <= 255 and all(isinstance(name, str) for name in value),
+    "PALETTE": lambda value, channels: isinstance(value, list) and all(isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in value),
+    "IGNORE_INDEX": lambda value, channels: type(value) is int and 0 <= value <= 255,
     "UNSHUFFLE": lambda value, channels: type(value) is int and 1 <= value <= 8,
 }
 MISHAPS = {  # what torch says -> what it means here
@@ -85,11 +89,12 @@ def autocast(model):
 
 
 def to_device(images, masks, model):
-    """A batch of a loader -> float32 images (B, C, H, W) and masks (B, 1, H, W) on the model's device.
+    """A batch of a loader -> float32 images (B, C, H, W) and masks on the model's device: float32 (B, 1, H, W), or int64 (B, H, W) where they are uint8 indices of classes.
 
     uint8 levels become (level / 255 - MEAN) / STD here; floats were normalised by a pipeline and pass."""
-    masks = masks.to(device_of(model), non_blocking=True).float()
-    return to_input(images, model), masks.unsqueeze(1) if masks.dim() == 3 else masks
+    masks = masks.to(device_of(model), non_blocking=True)
+    masks = masks.long() if masks.dtype == torch.uint8 else masks.float()
+    return to_input(images, model), masks.unsqueeze(1) if masks.dim() == 3 and masks.is_floating_point() else masks
 
 
 def to_input(images, model):

@@ -5,26 +5,27 @@ import os
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont
-from torch.nn import functional as F
 
-from device import autocast, config_of, device_of, to_device
-from pictures import picture_size, read_image, read_mask, replacing, printable, write_picture
+from device import device_of
+from pictures import colours_of, picture_size, printable, read_image, replacing, write_picture
 from utils import save_predictions_as_imgs
 
-# Two colours that are told apart with any kind of colour vision (Okabe and Ito, 2008).
-ORANGE, BLUE = (230, 159, 0), (0, 114, 178)
+# Colours that are told apart with any kind of colour vision (Okabe and Ito, 2008).
+ORANGE, BLUE, PINK = (230, 159, 0), (0, 114, 178), (204, 121, 167)
 BACKGROUND, INK, MUTED = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 MARGIN, TITLE = 8, 26  # pixels
 
 
-def overlay(image, mask, colour=ORANGE):
-    """A picture (H, W, 3) with a bool mask (H, W) tinted and outlined."""
-    mask = mask.astype(np.uint8)
-    tinted = cv2.copyTo(cv2.addWeighted(image, 0.6, np.full_like(image, colour), 0.4, 0), mask, image.copy())
-    contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(tinted, contours, -1, colour, max(1, round(max(mask.shape) / 400)))
+def overlay(image, mask, colours=None):
+    """A picture (H, W, 3) with a bool mask (H, W) tinted and outlined; or of a mask uint8 (H, W) of indices each class but the first, in its colour of uint8 (256, 3)."""
+    tinted, width = image.copy(), max(1, round(max(mask.shape) / 400))
+    for index in (True,) if colours is None else np.unique(mask[mask > 0]):
+        part, colour = (mask == index).view(np.uint8), ORANGE if colours is None else tuple(colours[index].tolist())
+        tinted = cv2.copyTo(cv2.addWeighted(image, 0.6, np.full_like(image, colour), 0.4, 0), part, tinted)
+        contours, _ = cv2.findContours(part, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(tinted, contours, -1, colour, width)
+    return tinted
 
 
 def matte(photograph, logits, scale):
@@ -62,18 +63,25 @@ def on_background(colours, alpha, background):
     return np.round(colours * share + np.broadcast_to(np.float32(background), colours.shape) * (1 - share)).astype(np.uint8)
 
 
-def difference(image, truth, predicted):
-    """A picture, greyed, with what was missed in blue and what was wrongly taken in orange."""
+def difference(image, truth, predicted, ignore=255):
+    """A picture, greyed, with what was missed in blue and what was wrongly taken in orange; of several classes one taken for another in pink, what is to be ignored left out."""
     grey = image.mean(axis=2, keepdims=True) * 0.35 + 160
     shown = np.repeat(grey, 3, axis=2).astype(np.uint8)
-    shown[truth & ~predicted] = BLUE
-    shown[predicted & ~truth] = ORANGE
+    wrong = (truth != predicted) & (truth.astype(np.uint8) != ignore)
+    shown[wrong] = PINK
+    shown[wrong & (predicted == 0)] = BLUE
+    shown[wrong & (truth == 0)] = ORANGE
     return shown
 
 
-def as_picture(mask):
-    """A bool mask (H, W) in black and white (H, W, 3)."""
-    return np.repeat((mask * np.uint8(255))[..., None], 3, axis=2)
+def as_picture(mask, colours=None):
+    """A mask, bool (H, W) in black and white or uint8 (H, W) in the colours of its indices, as (H, W, 3)."""
+    return np.repeat((mask * np.uint8(255))[..., None], 3, axis=2) if colours is None else colours[mask]
+
+
+def key(labels):
+    """What the colours of difference() mean, in words."""
+    return "orange: wrongly taken as car   blue: missed" if labels is None else f"orange: wrongly not {labels.names[0]}   blue: wrongly {labels.names[0]}   pink: one class for another"
 
 
 def sheet(rows, heads=(), foot=""):
@@ -102,58 +110,66 @@ def sheet(rows, heads=(), foot=""):
     return np.asarray(page)
 
 
-def save(picture, path):
-    """Write a picture, uint8 (H, W), (H, W, 3) or (H, W, 4), to a .png or .jpg."""
+def save(picture, path, colours=None):
+    """Write a picture, uint8 (H, W), (H, W, 3) or (H, W, 4), to a .png or .jpg. colours: uint8 (256, 3) of the indices in (H, W), which become a palette PNG."""
     with replacing(path) as temporary:
         if str(path).endswith(".png"):  # fast, and for masks as small as Pillow's best
             how = {"compress_level": 1} | ({"compress_type": 3} if picture.ndim == 2 else {})
         else:
             how = {"quality": 92}
-        write_picture(Image.fromarray(picture), temporary, **how)
+        image = Image.fromarray(picture)
+        if colours is not None:
+            image.putpalette(colours.tobytes())
+        write_picture(image, temporary, **how)
 
 
 def batch(loader, images):
     """What the network will see of the next training batch, with the outlines of its masks."""
     dataset, epoch = loader.dataset, loader.sampler.epoch
-    pictures = []
+    colours, pictures = colours_for(dataset), []
     for index in loader.sampler.order(epoch)[:min(16, images)]:
         image, mask = dataset[epoch, index]
         image = np.ascontiguousarray(np.broadcast_to(image.permute(1, 2, 0).numpy(), (*mask.shape, 3)))
-        pictures.append(overlay(image, mask.numpy() >= 0.5))
+        pictures.append(overlay(image, mask.numpy() if colours is not None else mask.numpy() >= 0.5, colours))
     return sheet([("", pictures[i:i + 4]) for i in range(0, len(pictures), 4)])
 
 
-@torch.no_grad()
-def compare(dataset, index, model, height=240):
-    """Photograph, truth, prediction and their difference of one item, as pictures `height` pixels high."""
-    image_path, mask_path = dataset.pairs[index]
-    rows, columns = picture_size(image_path)
-    size = (height, max(1, round(height * columns / rows)))
-    photograph, truth = read_image(image_path, size), read_mask(mask_path, size) > 127
-    was_training = model.training
-    model.eval()
-    image, mask = dataset[index]
-    with autocast(model):
-        logits = model(to_device(image[None], mask[None], model)[0])
-    model.train(was_training)
-    probability = torch.sigmoid(F.interpolate(logits.float(), size=size, mode="bilinear"))[0, 0]
-    predicted = (probability > config_of(model)["THRESHOLD"]).cpu().numpy()
-    return [photograph, as_picture(truth), as_picture(predicted), difference(photograph, truth, predicted)]
+def colours_for(dataset):
+    """The colours that a data set's masks are drawn in: uint8 (256, 3), None of a single class."""
+    return colours_of(dataset.reading["labels"]) if dataset.reading["labels"] else None
+
+
+def shown_at(path, height):
+    """(height, width) of a picture at another height, no wider than four times that."""
+    rows, columns = picture_size(path)
+    return height, max(1, min(4 * height, round(height * columns / rows)))
+
+
+def compare(dataset, index, scores, height=240):
+    """Photograph, truth, prediction and their difference of one item, as pictures `height` pixels high. scores: of check_accuracy."""
+    size, colours = shown_at(dataset.pairs[index][0], height), colours_for(dataset)
+    photograph, truth, predicted = read_image(dataset.pairs[index][0], size), dataset.mask(index, size), predicted_mask(scores, index, size)
+    return [photograph, as_picture(truth, colours), as_picture(predicted, colours), wrong(dataset, photograph, truth, predicted)]
+
+
+def wrong(dataset, photograph, truth, predicted):
+    """difference() of an item's masks."""
+    return difference(photograph, truth, predicted, dataset.reading["labels"].ignore if dataset.reading["labels"] else 255)
 
 
 def validation_pictures(loader, model, scores, folder, max_batches):
     """pred_{idx}.png and {idx}.png, and overview.png with the worst, the median and the best images of a loader.
 
-    scores: a dict with "dice" per image, in the loader's order."""
+    scores: of check_accuracy, with that loader."""
     save_predictions_as_imgs(loader, model, folder, device_of(model), max_batches)
-    dices = [row["dice"] for row in scores]
+    dices = [row["dice"] for row in scores["images"]]
     ranks = {"worst": range(3), "median": range(len(dices) // 2 - 1, len(dices) // 2 + 2), "best": range(len(dices) - 3, len(dices))}
     order, shown, rows = np.argsort(dices, kind="stable"), set(), []
     for word, places in ranks.items():
         for index in [order[place] for place in places if 0 <= place < len(order) and order[place] not in shown]:
             shown.add(index)
-            rows.append((f"{word}: {printable(loader.dataset.pairs[index][0].name)}   Dice {dices[index]:.4f}", compare(loader.dataset, index, model)))
-    page = sheet(rows, ("photograph", "truth", "prediction", "difference"), "orange: wrongly taken as car   blue: missed")
+            rows.append((f"{word}: {printable(loader.dataset.pairs[index][0].name)}   Dice {dices[index]:.4f}", compare(loader.dataset, index, scores)))
+    page = sheet(rows, ("photograph", "truth", "prediction", "difference"), key(loader.dataset.reading["labels"]))
     save(page, os.path.join(folder, "overview.png"))
 
 
@@ -186,10 +202,9 @@ def learning(dataset, scores, epoch, path, cars=4, height=160, most=60):
     indices = [round(i * (len(dataset) - 1) / max(1, cars - 1)) for i in range(min(cars, len(dataset)))]
     pictures = []
     for index in indices:
-        rows, columns = picture_size(dataset.pairs[index][0])
-        size = (height, max(1, round(height * columns / rows)))
-        pictures.append(difference(read_image(dataset.pairs[index][0], size), read_mask(dataset.pairs[index][1], size) > 127, predicted_mask(scores, index, size)))
-    title = f"epoch {epoch}   Dice {scores['dice']:.4f} of all validation images   orange: wrongly taken   blue: missed"
+        size = shown_at(dataset.pairs[index][0], height)
+        pictures.append(wrong(dataset, read_image(dataset.pairs[index][0], size), dataset.mask(index, size), predicted_mask(scores, index, size)))
+    title = f"epoch {epoch}   Dice {scores['dice']:.4f} of all validation images   {key(dataset.reading['labels'])}"
     frames = {**(_frames(path) if epoch > 1 else {}), epoch: Image.fromarray(sheet([(title, pictures)])).quantize(64, dither=Image.Dither.NONE)}
     frames = {number: frame for number, frame in sorted(frames.items()) if number <= epoch}
     while len(frames) > most:
@@ -211,7 +226,10 @@ def _frames(path):
 
 
 def predicted_mask(scores, index, size):
-    """The mask of one image, of check_accuracy's scores, at another size (H, W): bool."""
+    """The mask of one image, of check_accuracy's scores, at another size (H, W): bool, or of several classes uint8."""
     rows, columns = scores["size"]
-    mask = np.unpackbits(scores["masks"][index], count=rows * columns).reshape(rows, columns)
+    mask = scores["masks"][index]
+    if "classes" in scores:
+        return cv2.resize(mask.reshape(rows, columns), size[::-1], interpolation=cv2.INTER_NEAREST)
+    mask = np.unpackbits(mask, count=rows * columns).reshape(rows, columns)
     return cv2.resize(mask * np.uint8(255), size[::-1], interpolation=cv2.INTER_LINEAR) > 127

@@ -7,6 +7,7 @@ to one HTML page.
 import argparse
 import hashlib
 import os
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 
 import config
 import page
-from pictures import CARVANA_NAME, UserError, find_pairs, group_of, in_threads, keep_freed_memory, many, picture_size, printable, read_image, read_mask, refuse, user_errors
+from pictures import CAR, UserError, colours_of, find_pairs, group_of, in_threads, keep_freed_memory, labels_of, many, picture_size, printable, read_image, read_target, refuse, user_errors
 
 HEIGHT = 320  # pixels that edges are compared at
 THUMBNAIL = 160  # pixels high, of the pictures in the page
@@ -34,7 +35,10 @@ def arguments():
     parser.add_argument("--masks", metavar="DIR", default=config.TRAIN_MASK_DIR, help="their masks (default %(default)s)")
     parser.add_argument("--out", metavar="FILE.html", default=os.path.join(config.SAVED_IMAGES_DIR, "explore.html"), help="the page (default %(default)s)")
     parser.add_argument("--most", type=int, default=200, metavar="N", help="pictures in the page, those whose outline agrees least with the photograph first (default 200)")
+    config.add_options(parser, ("MASK_SUFFIX", "GROUP_REGEX", "CLASSES", "PALETTE", "IGNORE_INDEX"))
     args = parser.parse_args()
+    args.cfg = config.checked(args)
+    args.labels = labels_of(vars(args.cfg))
     if not 1 <= args.most <= 1000:
         raise UserError(f"--most: expected 1..1000 pictures, found {args.most}")
     if Path(args.out).suffix != ".html":
@@ -42,16 +46,19 @@ def arguments():
     return args
 
 
-def look(pair):
+def look(pair, labels=None):
     """A pair of files -> a dict of what there is to say of it, "mean" (its small mask) and "small" (the picture itself) among it."""
     height, width = picture_size(pair[0])
     size = (HEIGHT, max(1, round(HEIGHT * width / height)))
-    grey, mask = read_image(pair[0], size, 1)[..., 0], read_mask(pair[1])
+    grey, mask = read_image(pair[0], size, 1)[..., 0], read_target(pair[1], labels)
+    counts = None if labels is None else np.bincount(mask.ravel(), minlength=256)
+    if labels:
+        mask = ((mask > 0) & (mask != labels.ignore)).view(np.uint8) * np.uint8(255)
     return {"name": pair[0].name, "size": f"{width}x{height}", "format": f"{pair[0].suffix.lower()[1:]} with {pair[1].suffix.lower()[1:]}",
             "share": 100 * (mask > 127).mean(), "brightness": grey.mean(), "contrast": grey.std(),
             "agreement": agreement(grey, cv2.resize(mask, size[::-1], interpolation=cv2.INTER_AREA) > 127),
             "mean": cv2.resize(mask, MEAN_SIZE[::-1], interpolation=cv2.INTER_AREA), "small": cv2.resize(grey.astype(np.float32), (24, 16), interpolation=cv2.INTER_AREA).ravel(),
-            "bytes": hashlib.sha256(pair[0].read_bytes()).digest()}
+            "counts": counts, "bytes": hashlib.sha256(pair[0].read_bytes()).digest()}
 
 
 def agreement(grey, mask):
@@ -94,7 +101,8 @@ def oddities(rows):
 
 def angle(name):
     """The angle of a Carvana name, such as "07"; "all" of any other."""
-    return Path(name).stem[-2:] if CARVANA_NAME.fullmatch(Path(name).stem) else "all"
+    match = re.fullmatch(CAR, Path(name).stem)
+    return match[2] if match else "all"
 
 
 def mean_masks(rows):
@@ -105,27 +113,36 @@ def mean_masks(rows):
     return {name: np.mean(masks, axis=0).round().astype(np.uint8) for name, masks in sorted(found.items())}
 
 
-def thumbnails(pair):
-    """Photograph with its mask's outline, and the mask."""
+def thumbnails(pair, labels):
+    """Photograph, the same with its mask, and the mask."""
     import draw  # takes seconds
-    height, width = picture_size(pair[0])
-    size = (THUMBNAIL, max(1, min(4 * THUMBNAIL, round(THUMBNAIL * width / height))))
-    mask = read_mask(pair[1], size) > 127
-    photograph = read_image(pair[0], size)
-    return {"photograph": page.embedded(photograph), "overlay": page.embedded(draw.overlay(photograph, mask)), "mask": page.embedded(mask.view(np.uint8) * np.uint8(255))}
+    size = draw.shown_at(pair[0], THUMBNAIL)
+    mask, photograph = read_target(pair[1], labels, size), read_image(pair[0], size)
+    if labels:
+        colours = colours_of(labels)
+        return {"photograph": page.embedded(photograph), "overlay": page.embedded(draw.overlay(photograph, mask, colours)), "mask": page.embedded(colours[mask])}
+    return {"photograph": page.embedded(photograph), "overlay": page.embedded(draw.overlay(photograph, mask > 127)), "mask": page.embedded(mask)}
 
 
 def counted(values):
     return ", ".join(f"{printable(value)} ({count:,})" for value, count in Counter(values).most_common(5))
 
 
-def summary(rows, same, alike, odd):
+def class_shares(rows, labels):
+    """[(class, its share of all pixels, in how many images it is)] in words."""
+    counts = np.stack([row["counts"] for row in rows])
+    return [(name, f"{100 * counts[:, i].sum() / counts.sum():.2f} %", f"{(counts[:, i] > 0).sum():,} of {len(rows):,}")
+            for i, name in [*enumerate(labels.names), *([(labels.ignore, "to be ignored")] if counts[:, labels.ignore].any() else [])]]
+
+
+def summary(rows, same, alike, odd, args):
     """[(what, in words)] for the terminal and the page."""
     angles = Counter(angle(row["name"]) for row in rows)
-    groups = Counter(group_of(row["name"]) for row in rows)
+    groups = Counter(group_of(row["name"], args.cfg.GROUP_REGEX) for row in rows)
     per = Counter(groups.values()).most_common(1)[0][0]
     lines = [("pairs", f"{len(rows):,}"), ("sizes", counted(row["size"] for row in rows)), ("formats", counted(row["format"] for row in rows)),
-             ("cars", f"{len(groups):,}, most with {many(range(per), 'photograph')}; angles {', '.join(sorted(angles))}" if angles.keys() != {"all"} else "names are not Carvana's, <12 hex digits>_<angle>; each picture counts as a group of its own")]
+             ("groups", f"{len(groups):,} by GROUP_REGEX, most with {many(range(per), 'photograph')}" + (f"; angles {', '.join(sorted(angles))}" if angles.keys() != {"all"} else ""))]
+    lines += [("classes", "; ".join(f"{printable(name)} {share} of the pixels, in {images} images" for name, share, images in class_shares(rows, args.labels)))] if args.labels else []
     for fact, words in FACTS.items():
         values = np.array([row[fact] for row in rows])
         lines.append((words, "least {:.3g}, a quarter below {:.3g}, half below {:.3g}, three quarters below {:.3g}, most {:.3g}".format(*np.nanquantile(values, (0, 0.25, 0.5, 0.75, 1)))))
@@ -135,15 +152,15 @@ def summary(rows, same, alike, odd):
 
 
 def main(args):
-    pairs = find_pairs(args.images, args.masks)
-    rows = list(in_threads(look, pairs, "looking", " pairs"))
+    pairs = find_pairs(args.images, args.masks, args.cfg.MASK_SUFFIX)
+    rows = list(in_threads(lambda pair: look(pair, args.labels), pairs, "looking", " pairs"))
     same, alike, odd = *doubles(rows), oddities(rows)
-    lines = summary(rows, same, alike, odd)
+    lines = summary(rows, same, alike, odd, args)
     for what, words in lines:
         print(f"{what}: {words}")
     worst = np.argsort([row["agreement"] for row in rows])[:args.most]  # nan comes last
     chosen = sorted(np.random.default_rng(0).permutation(len(pairs))[:CONTACT_SHEET])
-    drawn = dict(zip([*worst, *chosen], in_threads(thumbnails, [pairs[i] for i in (*worst, *chosen)], "drawing", " pairs")))
+    drawn = dict(zip([*worst, *chosen], in_threads(lambda pair: thumbnails(pair, args.labels), [pairs[i] for i in (*worst, *chosen)], "drawing", " pairs")))
     cards = [{"name": printable(rows[i]["name"]), "facts": f"foreground {rows[i]['share']:.1f} %, brightness {rows[i]['brightness']:.0f}, agreement {rows[i]['agreement']:.2f}",
               "agreement": np.nan_to_num(rows[i]["agreement"], nan=1e9), "share": rows[i]["share"], "brightness": rows[i]["brightness"], "pictures": drawn[i]} for i in worst]
     page.write_page(

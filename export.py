@@ -27,7 +27,7 @@ import numpy as np
 
 import config
 import demo_data
-from pictures import UserError, brief, check_folders, find_pairs, keep_freed_memory, printable, read_image, read_mask, refuse, replacing, user_errors
+from pictures import UserError, brief, check_folders, find_pairs, keep_freed_memory, labels_of, printable, read_image, read_labels, read_mask, refuse, replacing, user_errors
 
 FORMATS = {  # file, how it is loaded, how it is run: images, float32 (B, C, H, W), become logits (B, 1, H, W)
     "pth": ("unet_model.pth", 'import torch\nmodel = torch.load("unet_model.pth", weights_only=False)  # in this project\'s folder; runs what is in the file',
@@ -64,7 +64,7 @@ def arguments():
     if missing:
         raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed, which onnx and int8 need; pip install {' '.join(missing)}, or leave them out of --formats")
     if args.images:
-        check_folders((args.images, args.masks))
+        check_folders((args.images, args.masks), suffix=config.MASK_SUFFIX)
     return args
 
 
@@ -164,13 +164,14 @@ def quantise(path, model, facts, calibration):
         return runner(path)
 
     float_run, best = runner(plain), None
-    reference = mean_dice(float_run, chosen_on)
+    reference = mean_dice(float_run, chosen_on, facts)
     for words, names in choices.items():
         run = quantised(plain, names)
-        wanted, found = (np.concatenate([each(image).ravel() for image, _ in calibration[:CALIBRATION]]) for each in (float_run, run))
-        outline = np.abs(wanted) < 1
-        run = quantised(with_bias(plain, (wanted - found)[outline].mean() if outline.any() else 0.0), names)
-        loss = reference - mean_dice(run, chosen_on)
+        wanted, found = (np.concatenate([each(image) for image, _ in calibration[:CALIBRATION]]).swapaxes(0, 1) for each in (float_run, run))  # (classes, images, h, w)
+        outline = (np.abs(wanted[0]) if len(wanted) == 1 else np.subtract(*np.sort(wanted, axis=0)[:-3:-1])) < 1
+        shift = (wanted - found)[:, outline].mean(1) if outline.any() else np.zeros(len(wanted))
+        run = quantised(with_bias(plain, shift.repeat(model.unshuffle**2)), names)
+        loss = reference - mean_dice(run, chosen_on, facts)
         if best is None or loss < best[0]:
             best = loss, words, path.read_bytes()
         if loss <= INT8_AIM:
@@ -182,26 +183,22 @@ def quantise(path, model, facts, calibration):
 
 
 def with_bias(path, more):
-    """The path of a copy of an ONNX model whose last convolution's bias is larger."""
+    """The path of a copy of an ONNX model whose last convolution's bias is larger by so much per channel."""
     import onnx
     model = onnx.load(path)
     name = [node for node in model.graph.node if node.op_type == "Conv"][-1].input[2]
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(more), name))
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + more.astype(np.float32), name))
     onnx.save(model, path.with_name("shifted.onnx"))
     return path.with_name("shifted.onnx")
 
 
 # ---------------------------------------------------------------- the proof
 
-def mean_dice(run, pairs):
-    """Mean Dice at the masks' own size of run(images (1, C, H, W)) -> logits, over (image, mask bool (H, W))."""
-    import torch
-
-    import metrics
-    from utils import upsample
-    counts = [metrics.confusion(torch.from_numpy(upsample(run(image)[0, 0], truth.shape)[None] > 0), torch.from_numpy(truth[None])) for image, truth in pairs]
-    return metrics.dice(torch.cat(counts)).mean().item()
+def mean_dice(run, pairs, facts):
+    """Mean Dice at the masks' own size of run(images (1, C, H, W)) -> logits, over (image, mask as CarvanaDataset.mask returns it)."""
+    from utils import mean_scores
+    return mean_scores([(run(image)[0], truth) for image, truth in pairs], facts)["dice"]
 
 
 def serve(connection, folder, load, run, project):
@@ -282,22 +279,26 @@ def pairs_for(args, trained, model):
     size = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"])
     with tempfile.TemporaryDirectory() as folder:
         def rendered():
+            if labels:
+                raise UserError(f"a model of {len(labels.names)} classes needs photographs of them: --calibration and --calibration-masks for int8, --images and --masks to score on")
             if not os.listdir(folder):
                 demo_data.render_set(Path(folder) / "set", cars=14, val_cars=5, angles=8)
             return [Path(folder) / "set" / f"{part}_{kind}" for part in ("train", "val") for kind in ("images", "masks")]
 
+        labels = labels_of(trained)
+
         def some(images, masks, count):
-            pairs = find_pairs(images, masks)
+            pairs = find_pairs(images, masks, config.MASK_SUFFIX)
             pairs = [pairs[i * len(pairs) // count] for i in range(count)] if len(pairs) > count else pairs
-            return [(prepared(read_image(image, size, trained["IN_CHANNELS"]), model), read_mask(mask) > 127) for image, mask in pairs]
+            return [(prepared(read_image(image, size, trained["IN_CHANNELS"]), model), read_labels(mask, labels) if labels else read_mask(mask) > 127) for image, mask in pairs]
 
         there = Path(args.calibration).is_dir() and Path(args.calibration_masks).is_dir()
-        calibration = some(*((args.calibration, args.calibration_masks) if there else rendered()[:2]), CALIBRATION + CHOSEN_ON)
+        calibration = some(*((args.calibration, args.calibration_masks) if there else rendered()[:2]), CALIBRATION + CHOSEN_ON) if "int8" in args.formats else []
         folders = (args.images, args.masks) if args.images else (config.VAL_IMG_DIR, config.VAL_MASK_DIR) if Path(config.VAL_IMG_DIR).is_dir() else None
         scored = some(*(folders or rendered()[2:]), SCORED)
     if len(calibration) < 8 and "int8" in args.formats:
         raise UserError(f"{args.calibration} holds {len(calibration)} photographs; int8 needs 8 at least, name others with --calibration and --calibration-masks")
-    if len(calibration) <= CALIBRATION:  # few: ranges from all, and the choice on the same
+    if 0 < len(calibration) <= CALIBRATION:  # few: ranges from all, and the choice on the same
         calibration = calibration * (CALIBRATION // len(calibration) + 1)
     return calibration, scored, f"photographs of {folders[0]}" if folders else "rendered cars"
 
@@ -334,7 +335,7 @@ def main(args):
             return [model(torch.from_numpy(one)).float().numpy() for one in inputs]
 
     def score(logits):
-        return mean_dice(lambda pair: pair, list(zip(logits, truths)))
+        return mean_dice(lambda pair: pair, list(zip(logits, truths)), facts)
 
     expected = eager(checks)
     reference = score(eager(images))
@@ -397,6 +398,8 @@ def measure(rows, running, eager, image):
 
 
 def readme(rows, remarks, facts, what, count, args):
+    decision = (f"above {np.log(facts['THRESHOLD'] / (1 - facts['THRESHOLD'])):.4g} it is foreground (probability {facts['THRESHOLD']})" if len(facts["CLASSES"]) == 1 else
+                f"the largest is the class, of {', '.join(map(printable, facts['CLASSES']))}")
     multiple = facts["UNSHUFFLE"] * 2 ** len(facts["FEATURES"])
     height, width, channels = facts["IMAGE_HEIGHT"], facts["IMAGE_WIDTH"], facts["IN_CHANNELS"]
     lines = [f"# {Path(args.model).name} in other formats", "",
@@ -407,7 +410,7 @@ def readme(rows, remarks, facts, what, count, args):
         file, size = (FORMATS[name][0], f"{row['mb']:.2f}") if name in FORMATS else ("", "")
         lines.append(f"| {name} | {file} | {size} | {row['ms']:.1f} | {row['max']:.1e} | {row['mean']:.1e} | {row['dice']:.5f} |")
     lines += ["", *remarks, "", f"Input: float32 (batch, {channels}, height, width), any batch, height and width (unet_model.pt2: multiples of {multiple}); the network was trained on {height}x{width}. Levels 0 to 255, {'RGB' if channels == 3 else 'grey'}, are divided by 255, less {facts['MEAN']}, "
-              f"divided by {facts['STD']}. Output: logits (batch, 1, height, width); above {np.log(facts['THRESHOLD'] / (1 - facts['THRESHOLD'])):.4g} it is foreground (probability {facts['THRESHOLD']}). Upsample the logits to the photograph's size, then compare. "
+              f"divided by {facts['STD']}. Output: logits (batch, {len(facts['CLASSES'])}, height, width); {decision}. Upsample the logits to the photograph's size, then compare. "
               "These facts are in the files too: an .onnx has them as metadata (opset 20), a .pt2 and the TorchScript file as `config.json`.", "",
               *(["`python predict.py photograph.jpg` (onnxruntime, NumPy and Pillow; no torch) writes a mask."] if NEEDS.keys() & set(args.formats) else [])]
     for name in args.formats:
@@ -438,13 +441,16 @@ image = ImageOps.exif_transpose(Image.open(photograph)).convert("RGB" if facts["
 levels = np.asarray(image.resize((facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"]), Image.Resampling.HAMMING), np.float32)
 levels = levels.reshape(facts["IMAGE_HEIGHT"], facts["IMAGE_WIDTH"], -1).transpose(2, 0, 1) / 255  # (channels, height, width)
 mean, std = (np.float32(facts[name]).reshape(-1, 1, 1) for name in ("MEAN", "STD"))
-logits = session.run(None, {"input": ((levels - mean) / std)[None]})[0][0, 0]
+logits = session.run(None, {"input": ((levels - mean) / std)[None]})[0][0]  # (classes, height, width)
 
-whole = np.asarray(Image.fromarray(logits).resize(image.size, Image.Resampling.BILINEAR))
-mask = whole > np.log(facts["THRESHOLD"] / (1 - facts["THRESHOLD"]))
+whole = [np.asarray(Image.fromarray(one).resize(image.size, Image.Resampling.BILINEAR)) for one in logits]
+if len(whole) == 1:
+    mask = (whole[0] > np.log(facts["THRESHOLD"] / (1 - facts["THRESHOLD"]))).astype(np.uint8) * 255
+else:
+    mask = np.argmax(whole, axis=0).astype(np.uint8)  # indices of facts["CLASSES"]
 target = photograph.with_name(f"{photograph.stem}_mask.png")
-Image.fromarray(mask).convert("L").save(target)
-print(f"{target}: {100 * mask.mean():.1f} % foreground")
+Image.fromarray(mask).save(target)
+print(f"{target}: {100 * (mask > 0).mean():.1f} % {'foreground' if len(whole) == 1 else 'not ' + facts['CLASSES'][0]}")
 '''
 
 

@@ -19,7 +19,7 @@ WHOLE_MODEL = [UNET, DoubleConv, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.Con
 
 
 class Exported(nn.Module):
-    """run(float32 (B, C, H, W)) -> logits (B, 1, H, W), as a module with a .config."""
+    """run(float32 (B, C, H, W)) -> logits (B, classes, H, W), as a module with a .config."""
 
     def __init__(self, run, config, device):
         super().__init__()

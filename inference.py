@@ -22,7 +22,7 @@ from PIL import ImageColor
 from tqdm import tqdm
 
 import config
-from pictures import IMAGE_TYPES, UserError, WriteError, cores, in_threads, keep_freed_memory, many, picture_size, printable, read_image, refuse, replacing, user_errors
+from pictures import IMAGE_TYPES, UserError, WriteError, colours_of, cores, in_threads, keep_freed_memory, labels_of, many, picture_size, printable, read_image, refuse, replacing, user_errors
 
 FIELDS = ("img", "rle_mask")  # of the challenge's submission
 GLOB = "*?["
@@ -126,10 +126,10 @@ def main(args):
             if isinstance(result, UserError):
                 failed.append(str(result))
                 continue
-            share, written, runs, card = result
+            shares, written, runs, card = result
             if rows:
                 rows.add(photograph[2], runs)
-            tqdm.write(f"{printable(photograph[0])}: car {100 * share:.1f} %{' -> ' if written else ''}{', '.join(printable(path) for path in written)}")
+            tqdm.write(f"{printable(photograph[0])}: {shares}{' -> ' if written else ''}{', '.join(printable(path) for path in written)}")
             done += 1
             cards = sorted([*cards, card], key=lambda card: -card["unsure"])[:config.GALLERY_MAX] if card else cards
         seconds = time.perf_counter() - started
@@ -143,7 +143,7 @@ def main(args):
 
 
 def results(args, photographs):
-    """For each photograph in order: (car's share, paths written, run lengths or None, card of the page or None), or the UserError that it ended with."""
+    """For each photograph in order: (shares of the classes in words, paths written, run lengths or None, card of the page or None), or the UserError that it ended with."""
     if not photographs:
         return
     import torch  # takes seconds, and so does what follows
@@ -152,6 +152,8 @@ def results(args, photographs):
     import utils
     model = utils.load_model(args.model, args.device)
     trained = device.config_of(model)
+    if args.rle and labels_of(trained) or args.threshold and labels_of(trained):
+        raise UserError(f"{printable(args.model)} tells {len(trained['CLASSES'])} classes apart; --rle and --threshold are for models of one")
     print(f"{printable(args.model)}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters at {trained['IMAGE_HEIGHT']}x{trained['IMAGE_WIDTH']} on {device.device_of(model)}")
     device.keep_half(model)
     batches = [photographs[i:i + args.batch_size] for i in range(0, len(photographs), args.batch_size)]
@@ -178,11 +180,11 @@ def attempt(batch, model, trained, args):
             found.append(error)
     good = [image for image in found if not isinstance(image, UserError)]
     logits = iter(utils.network_logits(model, np.stack(good), args.tta) if good else ())
-    cut = args.threshold or trained["THRESHOLD"]
+    trained = trained | ({"THRESHOLD": args.threshold} if args.threshold else {})
     for i, (photograph, image) in enumerate(zip(batch, found)):
         if not isinstance(image, UserError):
             try:
-                found[i] = finish(photograph, next(logits), cut, args)
+                found[i] = finish(photograph, next(logits), trained, args)
             except WriteError:
                 raise
             except UserError as error:
@@ -190,7 +192,7 @@ def attempt(batch, model, trained, args):
     return found
 
 
-def finish(photograph, logits, threshold, args):
+def finish(photograph, logits, trained, args):
     """From a photograph's logits at the network's size to its files."""
     import cv2
     import numpy as np
@@ -198,18 +200,24 @@ def finish(photograph, logits, threshold, args):
     import draw
     import utils
     path, name, _ = photograph
-    size = picture_size(path)
-    scale = size[0] / logits.shape[0]
-    logits = utils.upsample(logits, size)
-    mask = logits > np.float32(np.log(threshold / (1 - threshold)))
+    size, labels = picture_size(path), labels_of(trained)
+    scale = size[0] / logits.shape[1]
+    logits, paint = utils.upsample(logits, size), labels and colours_of(labels)
+    if labels is None:
+        mask, logits = logits[0] > np.float32(utils.cut_of(trained)), logits[0]
+        shares = f"car {100 * cv2.countNonZero(mask.view(np.uint8)) / mask.size:.1f} %"
+    else:  # what follows is about all classes but the first, as one
+        mask, logits = logits.argmax(0).astype(np.uint8), np.logaddexp.reduce(logits[1:], 0) - logits[0]
+        counts = np.bincount(mask.ravel(), minlength=len(labels.names))
+        shares = ", ".join(f"{printable(labels.names[i])} {100 * counts[i] / mask.size:.1f} %" for i in np.argsort(-counts, kind="stable") if counts[i])
     runs = run_lengths(mask) if args.rle else None
     pictures = {}
     if args.save:
-        pictures[ENDINGS[0]] = mask.view(np.uint8) * np.uint8(255)
+        pictures[ENDINGS[0]] = mask.view(np.uint8) * np.uint8(255) if labels is None else mask
         if args.overlay or args.cutout or args.background is not None:
             whole = read_image(path)
         if args.overlay:
-            pictures[ENDINGS[1]] = draw.overlay(whole, mask)
+            pictures[ENDINGS[1]] = draw.overlay(whole, mask, paint)
         if args.cutout or args.background is not None:
             colours, alpha = draw.matte(whole, logits, scale)
         if args.cutout:
@@ -219,13 +227,13 @@ def finish(photograph, logits, threshold, args):
     written = []
     for ending, picture in pictures.items():
         target = Path(args.out, f"{name}_{ending}")
-        draw.save(picture, target)
+        draw.save(picture, target, paint if ending == ENDINGS[0] else None)
         written.append(target)
-    share, card = cv2.countNonZero(mask.view(np.uint8)) / mask.size, None
+    card = None
     if args.gallery:
         import gallery
-        card = gallery.prediction_card(path, name, mask, share, (abs(logits) < np.log(9)).mean())
-    return share, written, runs, card
+        card = gallery.prediction_card(path, name, mask, shares, (abs(logits) < np.log(9)).mean(), paint)
+    return shares, written, runs, card
 
 
 def run_lengths(mask):

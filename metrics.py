@@ -18,7 +18,7 @@ def _count(masks):
     return masks.count_nonzero(dim=1)
 
 
-def _share(part, whole):
+def share(part, whole):
     """part / whole per image, 1 where there is nothing to be found and nothing was."""
     return torch.where(whole == 0, 1.0, part.double() / whole.clamp(min=1))
 
@@ -26,34 +26,54 @@ def _share(part, whole):
 def dice(counts):
     """2|P∩T| / (|P|+|T|) per image, 1 where both are empty: (B, 4) counts -> float64 (B,). The Kaggle challenge's score is its mean."""
     tp, fp, fn, _ = counts.unbind(1)
-    return _share(2 * tp, 2 * tp + fp + fn)
+    return share(2 * tp, 2 * tp + fp + fn)
 
 
 def iou(counts):
     """|P∩T| / |P∪T| per image."""
     tp, fp, fn, _ = counts.unbind(1)
-    return _share(tp, tp + fp + fn)
+    return share(tp, tp + fp + fn)
 
 
 def precision(counts):
     """Which share of the predicted pixels is right, per image."""
     tp, fp, _, _ = counts.unbind(1)
-    return _share(tp, tp + fp)
+    return share(tp, tp + fp)
 
 
 def recall(counts):
     """Which share of the true pixels was found, per image."""
     tp, _, fn, _ = counts.unbind(1)
-    return _share(tp, tp + fn)
+    return share(tp, tp + fn)
 
 
 def accuracy(counts):
     """Which share of all pixels is right, per image. Carvana's background alone makes 0.79 of them: look at Dice first."""
     tp, _, _, tn = counts.unbind(1)
-    return _share(tp + tn, counts.sum(1))
+    return share(tp + tn, counts.sum(1))
 
 
 SCORES = {"dice": dice, "iou": iou, "accuracy": accuracy, "precision": precision, "recall": recall}
+
+
+def confusion_matrices(predicted, target, classes, ignore=255):
+    """Two integer tensors (B, ...) of one shape, indices of classes -> int64 (B, classes, classes): pixels by true (row) and predicted class. Those whose target is `ignore` are left out."""
+    pairs = torch.where(target == ignore, classes * classes, target.long() * classes + predicted.long()).flatten(1)
+    return torch.stack([torch.bincount(one, minlength=classes * classes + 1)[:-1] for one in pairs]).view(-1, classes, classes)
+
+
+def one_against_all(matrices):
+    """int64 (B, C, C) -> (B, C, 4): of each class, what confusion() counts."""
+    tp = matrices.diagonal(dim1=1, dim2=2)
+    fp, fn = matrices.sum(1) - tp, matrices.sum(2) - tp
+    return torch.stack((tp, fp, fn, matrices.sum((1, 2))[:, None] - tp - fp - fn), dim=2)
+
+
+def class_scores(matrices, score):
+    """dice, iou, precision or recall of each class -> float64 (B, C); not a number where a class is neither in the image's truth nor in what was predicted."""
+    counts = one_against_all(matrices)
+    values = score(counts.flatten(0, 1)).view(counts.shape[:2])
+    return torch.where(counts[..., :3].sum(2) == 0, torch.nan, values)
 
 
 def boundary_distance(predicted, target):

@@ -15,6 +15,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MASK_TYPES = (".gif", ".png")
+MASK_TYPES = (".gif", ".png", ".bmp", ".tif", ".tiff")  # all of them keep each value as it is
 MASK_SUFFIX = "_mask"
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # Pillow knows more, some of which run other programs
 REMEDIES = {errno.ENOSPC: "free some space", errno.EFBIG: "free some space", errno.EDQUOT: "free some space",
@@ -32,12 +33,35 @@ REMEDIES = {errno.ENOSPC: "free some space", errno.EFBIG: "free some space", err
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, and sizes that are within the limit
 cv2.setNumThreads(0)  # several pictures are read at once; OpenCV's own threads would only fight over the cores
 READER = 1  # to be raised whenever read_image or read_mask returns something else for the same file
-CARVANA_NAME = re.compile(r"([0-9a-f]{12})_(?:0[1-9]|1[0-6])")  # <car>_<angle>
+CAR = "([0-9a-f]{12})_(0[1-9]|1[0-6])"  # a Carvana name: car and angle
 UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }
+
+
+class Labels(NamedTuple):
+    """What the masks of several classes mean."""
+    names: tuple  # of the classes; an index into them is what a pixel is
+    palette: tuple = ()  # (r, g, b) of each where masks are coloured; one more is that of pixels to ignore
+    ignore: int = 255  # the index of pixels that are neither learnt nor scored
+
+
+def labels_of(constants):
+    """{"CLASSES", "PALETTE", "IGNORE_INDEX"} as in config.py -> Labels; None of a single class, whose masks are shares of foreground."""
+    palette = tuple(tuple(bytes.fromhex(colour[1:])) for colour in constants["PALETTE"])
+    return Labels(tuple(constants["CLASSES"]), palette, constants["IGNORE_INDEX"]) if len(constants["CLASSES"]) > 1 else None
+
+
+def colours_of(labels):
+    """uint8 (256, 3): the colour of each index. Without a palette the field's own for label images (that of PASCAL VOC: the index's bits, spread)."""
+    index = np.arange(256)
+    colours = np.stack([sum((index >> (3 * bit + channel) & 1) << (7 - bit) for bit in range(3)) for channel in range(3)], 1).astype(np.uint8)
+    colours[labels.ignore] = (224, 224, 192)
+    for i, colour in enumerate(labels.palette):
+        colours[i if i < len(labels.names) else labels.ignore] = colour
+    return colours
 
 
 class UserError(Exception):
@@ -166,8 +190,8 @@ def is_picture_or_file(path):
     return path.suffix.lower() in IMAGE_TYPES + MASK_TYPES or not path.is_dir()
 
 
-def pair_names(image_names, mask_names):
-    """Match NAME.jpg with NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png.
+def pair_names(image_names, mask_names, suffix=MASK_SUFFIX):
+    """Match NAME.jpg with NAME<suffix>.png or NAME.png, or another of MASK_TYPES.
 
     Returns (pairs of (image name, mask name) sorted by image, list of what is wrong in words)."""
     problems = []
@@ -185,17 +209,17 @@ def pair_names(image_names, mask_names):
 
     images = by_stem(image_names, IMAGE_TYPES, "image", lambda stem: stem)
     masks = by_stem(mask_names, MASK_TYPES, "mask",
-                    lambda stem: stem if stem in images else stem.removesuffix(MASK_SUFFIX))
-    problems.extend(f"{printable(found[0])}: image without a mask (expected {printable(stem)}{MASK_SUFFIX}.gif or .png, or {printable(stem)}.gif or .png)"
+                    lambda stem: stem if stem in images else stem.removesuffix(suffix))
+    problems.extend(f"{printable(found[0])}: image without a mask (expected {printable(stem + suffix)}.gif or .png{f', or {printable(stem)}.gif or .png' if suffix else ''}; MASK_SUFFIX is {suffix!r})"
                     for stem, found in images.items() if stem not in masks)
     problems.extend(f"{printable(found[0])}: mask without an image (expected {printable(stem)}.jpg or the like)"
                     for stem, found in masks.items() if stem not in images)
     return [(found[0], masks[stem][0]) for stem, found in images.items() if len(found) == len(masks.get(stem, [])) == 1], problems
 
 
-def find_pairs(image_dir, mask_dir):
+def find_pairs(image_dir, mask_dir, suffix=MASK_SUFFIX):
     """All (image path, mask path) of two folders, sorted by name. Raises UserError naming all that is wrong."""
-    pairs, problems = pair_folders(image_dir, mask_dir)
+    pairs, problems = pair_folders(image_dir, mask_dir, suffix)
     for image, mask in pairs:
         try:
             problems.extend(_size_fault(image, picture_size(image), mask, picture_size(mask)))
@@ -207,26 +231,26 @@ def find_pairs(image_dir, mask_dir):
     return pairs
 
 
-def pair_folders(image_dir, mask_dir):
+def pair_folders(image_dir, mask_dir, suffix=MASK_SUFFIX):
     """-> (pairs of paths that belong together by name, what is wrong with the rest). Raises UserError where nothing pairs."""
     images = {p.name: p for p in listing(image_dir, "images")}
     masks = {p.name: p for p in listing(mask_dir, "masks")}
     if not images:
         raise UserError(f"no images in {str(image_dir)!r}; make the data with prepare_data.py, "
                         "or set the folder in config.py")
-    pairs, problems = pair_names(images, masks)
+    pairs, problems = pair_names(images, masks, suffix)
     if not pairs and masks:
         raise UserError(f"no image in {str(image_dir)!r} (such as {min(images)}) has a mask in {str(mask_dir)!r} "
-                        f"(such as {min(masks)}); expected NAME.jpg and NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png")
+                        f"(such as {min(masks)}); expected NAME.jpg and NAME{suffix}.png or NAME.png; set MASK_SUFFIX to what stands between a photograph's name and its mask's")
     return [(images[image], masks[mask]) for image, mask in pairs], problems
 
 
-def check_folders(*folders):
+def check_folders(*folders, suffix=MASK_SUFFIX):
     """find_pairs for several (image_dir, mask_dir): one UserError with what is wrong in any of them."""
     complaints = []
     for image_dir, mask_dir in folders:
         try:
-            find_pairs(image_dir, mask_dir)
+            find_pairs(image_dir, mask_dir, suffix)
         except UserError as error:
             complaints.append(str(error))
     if complaints:
@@ -249,10 +273,10 @@ def listed(headline, lines):
     return "\n  ".join([headline, *lines])
 
 
-def group_of(name):
-    """What must stay on one side of a split: the car of a Carvana name, else the file's own stem."""
-    match = CARVANA_NAME.fullmatch(Path(name).stem)
-    return match[1] if match else Path(name).stem
+def group_of(name, regex=CAR):
+    """What must stay on one side of a split: of a name that a regular expression fits, its first bracket (or all that fits); else the file's own stem."""
+    match = re.fullmatch(regex, Path(name).stem)
+    return (match[1] if match.re.groups else match[0]) if match else Path(name).stem
 
 
 def split_groups(groups, fractions, seed):
@@ -392,9 +416,59 @@ def read_mask(path, size=None, resize="area"):
     return cv2.resize(rows, size[::-1], interpolation=cv2.INTER_AREA)
 
 
-def read_pair(pair, size, channels, mask_resize):
-    """(image path, mask path) -> read_image and read_mask of them."""
-    return read_image(pair[0], size, channels), read_mask(pair[1], size, mask_resize)
+def read_labels(path, labels, size=None, resize="area"):
+    """A mask of several classes -> uint8 (H, W), indices into labels.names and labels.ignore.
+
+    Its values are the indices, or colours of labels.palette. size: (H, W), or None for the mask's own. resize: "area" gives a
+    pixel the class that covers most of it; "nearest" picks single pixels. Raises UserError for a value that is no class."""
+    with _opened(path) as image:
+        orientation = _turned(image)
+        found = _indices(image, labels)
+    if orientation > 1:
+        found = np.asarray(Image.fromarray(found).transpose(UPRIGHT[orientation]))
+    if size is None or found.shape == tuple(size):
+        return found
+    if resize == "nearest":
+        return cv2.resize(found, size[::-1], interpolation=cv2.INTER_NEAREST)
+    values = np.unique(found)
+    most, result = np.zeros(size, np.uint8), np.full(size, values[0])
+    for value in values:
+        share = cv2.resize((found == value).view(np.uint8) * np.uint8(255), size[::-1], interpolation=cv2.INTER_AREA)
+        result[share > most] = value
+        most = np.maximum(share, most)
+    return result
+
+
+def _indices(image, labels):
+    """PIL image -> uint8 (H, W) of class indices. Raises ValueError for values that are none."""
+    if labels.palette:
+        colours = np.asarray(image.convert("RGB")).astype(np.int32) @ [65536, 256, 1]
+        known = np.array(labels.palette) @ [65536, 256, 1]
+        order = np.argsort(known)
+        places = order[np.searchsorted(known, colours, sorter=order).clip(max=len(known) - 1)]
+        if (strange := known[places] != colours).any():
+            values, counts = np.unique(colours[strange], return_counts=True)
+            raise ValueError(f"{', '.join(f'{count} pixels of colour #{value:06x}' for value, count in zip(values[:3], counts))}{' and more' if len(values) > 3 else ''}: no colour of PALETTE; add it")
+        return np.where(places < len(labels.names), places, labels.ignore).astype(np.uint8)
+    levels = np.asarray(image if image.mode in ("P", "1") else image.convert("L") if (deep := _deep(image)) is None else deep)
+    if image.mode.startswith(("RGB", "CMYK", "YCbCr")) and np.ptp(np.asarray(image.convert("RGB")), axis=2).any():
+        raise ValueError("it is coloured, and PALETTE is empty; set it to the classes' colours")
+    strange = (levels >= len(labels.names)) & (levels != labels.ignore)
+    if strange.any():
+        values, counts = np.unique(levels[strange], return_counts=True)
+        raise ValueError(f"{', '.join(f'{count} pixels of value {value}' for value, count in zip(values[:3], counts))}{f' and of {len(values) - 3} other values' if len(values) > 3 else ''}: "
+                         f"CLASSES has {len(labels.names)} names, 0 to {len(labels.names) - 1}; add names, set PALETTE, or IGNORE_INDEX to the value")
+    return levels.astype(np.uint8)
+
+
+def read_target(path, labels, size=None, resize="area"):
+    """read_mask, or with labels read_labels."""
+    return read_mask(path, size, resize) if labels is None else read_labels(path, labels, size, resize)
+
+
+def read_pair(pair, size, channels, mask_resize, labels=None):
+    """(image path, mask path) -> read_image and read_target of them."""
+    return read_image(pair[0], size, channels), read_target(pair[1], labels, size, mask_resize)
 
 
 def _mask_levels(image):
@@ -415,7 +489,7 @@ def _foreground(levels):
     return cv2.threshold(levels, middle, 255, cv2.THRESH_BINARY)[1].astype(np.uint8, copy=False)
 
 
-def check_pair(image_path, mask_path):
+def check_pair(image_path, mask_path, labels=None):
     """Read both files to their end -> (list of faults in words, list of warnings in words)."""
     faults, warnings, sizes = [], [], []
     for path in (image_path, mask_path):
@@ -427,10 +501,13 @@ def check_pair(image_path, mask_path):
                     _deep(image)
                     image.load()
                     continue
+                if labels is not None:
+                    _indices(image, labels)
+                    continue
                 levels = _mask_levels(image)
                 values = sum(map(bool, Image.fromarray(levels).histogram())) if levels.dtype == np.uint8 else len(np.unique(levels))
                 if values > 2:
-                    faults.append(f"{printable(path.name)}: {values} different values in the mask (expected 2: background and foreground)")
+                    faults.append(f"{printable(path.name)}: {values} different values in the mask (expected 2: background and foreground; for more, name CLASSES)")
                 elif not _foreground(levels).any():
                     warnings.append(f"{printable(path.name)}: empty mask (largest value {levels.max()})")
         except UserError as error:

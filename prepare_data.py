@@ -18,9 +18,11 @@ import time
 import zipfile
 from pathlib import Path, PurePosixPath
 
+import config
 import demo_data
-from pictures import IMAGE_TYPES, MASK_TYPES, UserError, brief, check_pair, group_of, in_threads, is_picture_or_file, keep_freed_memory, listed, many, pair_folders, pair_names, refuse, printable, split_groups, told, user_errors
+from pictures import IMAGE_TYPES, MASK_TYPES, UserError, brief, check_pair, group_of, in_threads, is_picture_or_file, keep_freed_memory, labels_of, listed, many, pair_folders, pair_names, refuse, printable, split_groups, told, user_errors
 
+DATA = ("MASK_SUFFIX", "GROUP_REGEX", "CLASSES", "PALETTE", "IGNORE_INDEX")  # constants that say what the files are
 PARTS = ("val", "test", "train")  # in the order in which split_groups deals them
 FOLDERS = [f"{part}_{kind}" for part in PARTS for kind in ("images", "masks")]
 PICTURE_BYTES = 1 << 30  # of a file in a zip; what unpacks to more was made to fill disks
@@ -32,26 +34,32 @@ def arguments():
     parser.error = refuse
     parser.add_argument("source", nargs="*", help="TRAIN_ZIP MASKS_ZIP, or one outer zip, or a folder with either")
     parser.add_argument("--images", metavar="DIR", help="folder of photographs")
-    parser.add_argument("--masks", metavar="DIR", help="folder of masks: NAME_mask.gif, NAME_mask.png, NAME.gif or NAME.png")
+    parser.add_argument("--masks", metavar="DIR", help="folder of masks, NAME_mask.png or NAME.png (gif, bmp and tif as well)")
     parser.add_argument("--val-fraction", type=share, default=0.1, metavar="F", help="share of the cars to validate on (default 0.1)")
     parser.add_argument("--test-fraction", type=share, default=0.0, metavar="F",
                         help="share of the cars to set aside for a final test (default 0)")
     parser.add_argument("--seed", type=int, default=0, help="another seed deals the cars differently (default 0)")
-    parser.add_argument("--out", metavar="DIR", help="where the folders go (default data, of --demo data/demo)")
+    parser.add_argument("--out", metavar="DIR", help="where the folders go (default data, of --demo data/demo, with --parts data/parts)")
     parser.add_argument("--demo", action="store_true", help="render cars instead of reading photographs")
     parser.add_argument("--cars", type=int, default=28, metavar="N", help="with --demo: how many (default 28)")
     parser.add_argument("--angles", type=int, default=10, metavar="N", choices=range(1, 17),
                         help="with --demo: photographs of each, 1 to 16 (default 10)")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 480), metavar=("H", "W"), help="with --demo: pixels (default 320 480)")
+    parser.add_argument("--parts", action="store_true", help=f"with --demo: masks of {len(demo_data.PARTS)} classes, {' '.join(demo_data.PARTS)}")
     parser.add_argument("--check", action="store_true", help="only check what is in place")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad files out instead of stopping")
     parser.add_argument("--force", action="store_true", help="replace what is in place")
+    config.add_options(parser, DATA)
     args = parser.parse_args()
+    cfg = config.checked(args)
+    args.labels, args.suffix, args.group = labels_of(vars(cfg)), cfg.MASK_SUFFIX, lambda name: group_of(name, cfg.GROUP_REGEX)
     ways = sum(map(bool, (args.source, args.images or args.masks, args.demo, args.check)))
     if ways != 1 or len(args.source) > 2 or bool(args.images) != bool(args.masks):
         parser.error("give one or two zips (or one folder), or both --images DIR and --masks DIR, or --demo, or --check")
     if args.val_fraction + args.test_fraction >= 1:
         parser.error("--val-fraction and --test-fraction leave nothing to train on; together they must stay under 1")
+    if args.parts and not args.demo:
+        parser.error("--parts goes with --demo; for masks of your own name their --classes")
     height, width = args.size
     if args.demo and (args.cars < 2 or min(args.size) < 16 or height * width > 1280 * 1918 or args.seed < 0 or args.test_fraction):
         parser.error("--demo takes --cars of at least 2, a --size from 16 16 to the area of 1280 1918, a --seed of at least 0, and no --test-fraction")
@@ -66,9 +74,9 @@ def share(word):
 
 
 def main(args):
-    out = Path(args.out or ("data/demo" if args.demo else "data"))
+    out = Path(args.out or ("data/parts" if args.parts else "data/demo" if args.demo else "data"))
     if args.check:
-        return check(out)
+        return check(out, args)
     staging = out / ".preparing"  # beside the folders, so that moving into place is a rename
     try:
         undo(staging, out)  # of a run that was killed
@@ -85,16 +93,16 @@ def main(args):
 
 def prepare(args, staging, out):
     sources = find_sources(args, staging)
-    pairs, problems = pair_names(sources["images"], sources["masks"])
+    pairs, problems = pair_names(sources["images"], sources["masks"], args.suffix)
     if not pairs:
         raise UserError(listed("no image with a mask was found", problems))
-    pairs, faults, warnings = copy_and_check(pairs, sources, staging / "all")
+    pairs, faults, warnings = copy_and_check(pairs, sources, staging / "all", args.labels)
     problems += faults
     report_problems(problems, warnings, args.skip_bad)
     if not pairs:
         raise UserError("no good pair is left")
-    cars = split_groups([group_of(image) for image, _ in pairs], (args.val_fraction, args.test_fraction), args.seed)
-    dealt = {part: [pair for pair in pairs if group_of(pair[0]) in groups] for part, groups in zip(PARTS, cars)}
+    cars = split_groups([args.group(image) for image, _ in pairs], (args.val_fraction, args.test_fraction), args.seed)
+    dealt = {part: [pair for pair in pairs if args.group(pair[0]) in groups] for part, groups in zip(PARTS, cars)}
     if not dealt["train"]:
         raise UserError(f"{len(pairs)} pairs are too few to split; add some, or set --val-fraction 0")
     for part, chosen in dealt.items():
@@ -105,13 +113,13 @@ def prepare(args, staging, out):
     put_in_place(staging, out, args.force)
     for part in sorted(PARTS):
         if dealt[part]:
-            print(f"{part:5}  {len({group_of(image) for image, _ in dealt[part]}):5} cars  {len(dealt[part]):6} pairs")
+            print(f"{part:5}  {len({args.group(image) for image, _ in dealt[part]}):5} cars  {len(dealt[part]):6} pairs")
 
 
 def render(args, staging, out):
     refuse_other_data(out, args.force)  # before the seconds that rendering takes
     val_cars = max(1, round(args.cars * args.val_fraction))
-    demo_data.render_set(staging / "new", args.cars, val_cars, args.angles, tuple(args.size), args.seed)
+    demo_data.render_set(staging / "new", args.cars, val_cars, args.angles, tuple(args.size), args.seed, args.parts)
     put_in_place(staging, out, args.force)
     print(f"{args.cars - val_cars} cars to train on and {val_cars} to validate on, {args.angles} photographs of each, in {out}")
 
@@ -197,7 +205,7 @@ def zip_writer(archive, info):
 
 # ---------------------------------------------------------------- from there to data/
 
-def copy_and_check(pairs, sources, folder):
+def copy_and_check(pairs, sources, folder, labels):
     """Copy all pairs into folder/images and folder/masks and read them -> (good pairs, faults, warnings)."""
     for kind in sources:
         (folder / kind).mkdir(parents=True)
@@ -210,7 +218,7 @@ def copy_and_check(pairs, sources, folder):
                 if getattr(error, "errno", None) in OURS:
                     raise
                 return [f"{printable(name)}: cannot be read ({brief(error)})"], []
-        return check_pair(folder / "images" / pair[0], folder / "masks" / pair[1])
+        return check_pair(folder / "images" / pair[0], folder / "masks" / pair[1], labels)
 
     good, faults, warnings = [], [], []
     with contextlib.closing(in_threads(one, pairs, "checking")) as results:  # no thread outlives an interruption
@@ -288,24 +296,24 @@ def same_files(one, other):
     return ours.keys() == theirs.keys() and all(filecmp.cmp(ours[name], theirs[name], shallow=False) for name in ours)
 
 
-def check(out):
+def check(out, args):
     """Read every pair in place, and see that no car is on two sides."""
     problems, cars = [], {}
     for part in sorted(PARTS):
         if part == "test" and not visible(out / "test_images"):
             continue
         try:
-            pairs, faults = pair_folders(out / f"{part}_images", out / f"{part}_masks")
+            pairs, faults = pair_folders(out / f"{part}_images", out / f"{part}_masks", args.suffix)
         except UserError as error:
             problems.append(str(error))
             continue
         problems += faults
-        with contextlib.closing(in_threads(lambda pair: check_pair(*pair), pairs, f"checking {part}")) as results:
+        with contextlib.closing(in_threads(lambda pair: check_pair(*pair, args.labels), pairs, f"checking {part}")) as results:
             for faults, warnings in results:
                 problems += faults
                 for warning in warnings:
                     print(f"warning: {warning}", file=sys.stderr)
-        groups = {group_of(image.name) for image, _ in pairs}
+        groups = {args.group(image.name) for image, _ in pairs}
         problems += [f"car {car} is in {part} and in {other}" for other, there in cars.items() for car in sorted(groups & there)]
         cars[part] = groups
         print(f"{part:5}  {len(groups):5} cars  {len(pairs):6} pairs")

@@ -1,9 +1,9 @@
 """What a training step follows: optimizers and learning rates, by the names that config.py gives them."""
 
+import functools
 import math
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 # Of a step that brings singular values from (0, 1] near 1 (0.7 to 1.2) and is steep at 0, found by Keller Jordan:
@@ -16,28 +16,62 @@ ADAM_SHARE = 0.15  # of the learning rate, for what is no kernel: an orthogonal 
 EDGE_WEIGHT, EDGE_REACH = 4.0, 1 / 32  # of the edge loss: on top of 1, and how far from the outline, as a share of the height
 
 
-def make_loss(name):
-    """"bce", "dice", "bce_dice" or "edge" -> loss_fn(logits, masks), float32 (B, 1, H, W) both, masks in [0, 1]."""
-    bce = nn.BCEWithLogitsLoss()
-    return {"bce": bce, "dice": dice_loss, "bce_dice": lambda logits, masks: bce(logits, masks) + dice_loss(logits, masks), "edge": edge_loss}[name]
+def make_loss(name, labels=None, positive_weight=1.0):
+    """"bce", "dice", "bce_dice" or "edge" -> loss_fn(logits, masks), float32 logits (B, C, H, W).
+
+    Of one class C is 1 and masks are float32 (B, 1, H, W) in [0, 1]. With labels (pictures.Labels) C is their number, masks are
+    int64 (B, H, W), and cross entropy takes the place of its binary form. positive_weight: of foreground, or all classes but the first, in "bce" and "bce_dice"."""
+    if labels is None:
+        def cross_entropy(logits, masks):
+            return F.binary_cross_entropy_with_logits(logits, masks, pos_weight=_weights((positive_weight,), logits.device) if positive_weight != 1 else None)
+
+        return {"bce": cross_entropy, "dice": lambda logits, masks: dice_loss(torch.sigmoid(logits), masks), "edge": edge_loss,
+                "bce_dice": lambda logits, masks: cross_entropy(logits, masks) + dice_loss(torch.sigmoid(logits), masks)}[name]
+
+    def cross_entropy(logits, masks):
+        weight = _weights((1.0,) + (positive_weight,) * (len(labels.names) - 1), logits.device)
+        sums = F.cross_entropy(logits, masks, weight, ignore_index=labels.ignore, reduction="sum")
+        counted = torch.where(masks == labels.ignore, 0.0, weight[masks.clamp(max=len(labels.names) - 1)]).sum()
+        return sums / counted.clamp(min=1)  # where all is to be ignored: 0, not a number
+
+    def dice(logits, masks):
+        known = (masks != labels.ignore).unsqueeze(1)
+        return dice_loss(torch.softmax(logits, 1) * known, one_hot(masks, labels))
+
+    return {"bce": cross_entropy, "dice": dice, "bce_dice": lambda logits, masks: cross_entropy(logits, masks) + dice(logits, masks),
+            "edge": lambda logits, masks: edge_loss(logits, masks, labels)}[name]
 
 
-def dice_loss(logits, masks):
-    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), p the probability and t the mask, a mean over images.
+@functools.lru_cache
+def _weights(values, device):
+    return torch.tensor(values, device=device)
+
+
+def one_hot(masks, labels):
+    """int64 (B, H, W) -> float32 (B, C, H, W), 0 for all classes where a pixel is to be ignored."""
+    return torch.stack([masks == index for index in range(len(labels.names))], 1).float()
+
+
+def dice_loss(p, t):
+    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) of probabilities p and masks t, (B, C, H, W) both, a mean over images and classes.
 
     Milletari et al., V-Net, 2016, arXiv:1606.04797, with the sums of Sudre et al., 2017, arXiv:1707.03237."""
-    p, t = torch.sigmoid(logits).flatten(1), masks.flatten(1)
-    return (1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)).mean()
+    p, t = p.flatten(2), t.flatten(2)
+    return (1 - (2 * (p * t).sum(2) + 1) / (p.sum(2) + t.sum(2) + 1)).mean()
 
 
-def edge_loss(logits, masks):
-    """Binary cross entropy, each pixel weighted by 1 + EDGE_WEIGHT * 4 m (1 - m), m the mask's mean around it, and divided by the weights' mean.
+def edge_loss(logits, masks, labels=None):
+    """Cross entropy, each pixel weighted by 1 + EDGE_WEIGHT * 4 m (1 - m), m the mask's mean around it, and divided by the weights' mean.
 
-    After the border weights of Ronneberger et al., 2015, arXiv:1505.04597, equation 2, by a mean instead of a distance."""
-    reach = max(1, round(EDGE_REACH * masks.shape[2]))
-    m = F.avg_pool2d(masks, 2 * reach + 1, 1, reach, count_include_pad=False)
-    weights = 1 + EDGE_WEIGHT * 4 * m * (1 - m)
-    return F.binary_cross_entropy_with_logits(logits, masks, weights / weights.mean())
+    After the border weights of Ronneberger et al., 2015, arXiv:1505.04597, equation 2, by a mean instead of a distance. Of several
+    classes, 2 (1 - the sum of m * m over the classes) stands for 4 m (1 - m), which it is for two."""
+    reach = max(1, round(EDGE_REACH * masks.shape[-2]))
+    m = F.avg_pool2d(masks if labels is None else one_hot(masks, labels), 2 * reach + 1, 1, reach, count_include_pad=False)
+    if labels is None:
+        weights = 1 + EDGE_WEIGHT * 4 * m * (1 - m)
+        return F.binary_cross_entropy_with_logits(logits, masks, weights / weights.mean())
+    weights = (1 + EDGE_WEIGHT * 2 * (1 - m.square().sum(1))) * (masks != labels.ignore)
+    return (F.cross_entropy(logits, masks, ignore_index=labels.ignore, reduction="none") * weights).sum() / weights.sum().clamp(min=1)
 
 
 def make_optimizer(name, parameters, learning_rate, device, weight_decay=0.0):

@@ -9,7 +9,7 @@ from pathlib import Path  # noqa: E402
 
 import config  # noqa: E402
 import demo_data  # noqa: E402
-from pictures import UserError, check_folders, keep_freed_memory, listing, replacing, printable, user_errors  # noqa: E402
+from pictures import UserError, check_folders, keep_freed_memory, labels_of, listing, replacing, printable, user_errors  # noqa: E402
 
 PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data/val_masks/")  # prepare_data.py's own choice
 
@@ -21,9 +21,9 @@ def configured():
         print("No photographs in data/train_images: training on rendered cars in data/demo instead, with the preset demo.\n"
               "For Carvana's, download Kaggle's two zips and run: python prepare_data.py train.zip train_masks.zip")
         cfg = config.load(base="demo")
-    if is_demo(cfg) and not Path(cfg.TRAIN_IMG_DIR).exists():
-        demo_data.render_set(Path(cfg.TRAIN_IMG_DIR).parent)
-    check_folders((cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR), (cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR))
+    if is_rendered(cfg) and not Path(cfg.TRAIN_IMG_DIR).exists():
+        demo_data.render_set(Path(cfg.TRAIN_IMG_DIR).parent, parts=tuple(cfg.CLASSES) == demo_data.PARTS)
+    check_folders((cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR), (cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR), suffix=cfg.MASK_SUFFIX)
     written = {"CHECKPOINT_FILE": cfg.CHECKPOINT_FILE, "BEST_CHECKPOINT_FILE": cfg.BEST_CHECKPOINT_FILE}
     for name, file in written.items():
         if not file or Path(file).exists() and not Path(file).is_file():
@@ -43,8 +43,8 @@ def folders(cfg):
     return cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR, cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR
 
 
-def is_demo(cfg):
-    return Path(cfg.TRAIN_IMG_DIR) == Path(config.PRESETS["demo"]["TRAIN_IMG_DIR"])
+def is_rendered(cfg):
+    return any(Path(cfg.TRAIN_IMG_DIR) == Path(config.PRESETS[name]["TRAIN_IMG_DIR"]) for name in ("demo", "parts"))
 
 
 if __name__ == "__main__":  # wrong words and wrong folders are answered before the seconds that torch takes to import
@@ -150,7 +150,8 @@ def duration(seconds):
 
 def main(cfg):
     device = find_device(cfg.DEVICE)
-    network = {"in_channels": cfg.IN_CHANNELS, "out_channels": 1, "features": cfg.FEATURES, "unshuffle": cfg.UNSHUFFLE}
+    labels = labels_of(vars(cfg))
+    network = {"in_channels": cfg.IN_CHANNELS, "out_channels": len(cfg.CLASSES), "features": cfg.FEATURES, "unshuffle": cfg.UNSHUFFLE}
     with torch.device("meta"):  # takes no memory
         parameters = sum(p.numel() for p in UNET(**network).parameters())
     refuse_what_cannot_fit(parameters, (cfg.BATCH_SIZE, cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), cfg.FEATURES[0] / cfg.UNSHUFFLE**2, device)
@@ -159,9 +160,9 @@ def main(cfg):
 
     train_loader, val_loader = utils.get_loaders(
         *folders(cfg), cfg.BATCH_SIZE,
-        train_transform(cfg.ROTATE, cfg.HORIZONTAL_FLIP, cfg.VERTICAL_FLIP, cfg.ROTATE_FILL, cfg.SCALE_JITTER, cfg.COLOR_JITTER), val_transform(),
+        train_transform(cfg.ROTATE, cfg.HORIZONTAL_FLIP, cfg.VERTICAL_FLIP, cfg.ROTATE_FILL, cfg.SCALE_JITTER, cfg.COLOR_JITTER, labels), val_transform(),
         cfg.NUM_WORKERS, cfg.PIN_MEMORY, size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), channels=cfg.IN_CHANNELS,
-        mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED, cache_dir=cfg.CACHE_DIR if cfg.CACHE else None,
+        mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED, cache_dir=cfg.CACHE_DIR if cfg.CACHE else None, labels=labels, suffix=cfg.MASK_SUFFIX,
     )
     model = UNET(**network).to(device, memory_format=torch.channels_last)
     model.config = vars(cfg)
@@ -170,7 +171,7 @@ def main(cfg):
         print(f"weights of {cfg.INIT_WEIGHTS}" + (f", but not: {'; '.join(left[:4])}{f' and {len(left) - 4} more' if len(left) > 4 else ''}" if left else ""))
     average = copy.deepcopy(model) if cfg.EMA else None
     judged = average or model
-    loss_fn = make_loss(cfg.LOSS)
+    loss_fn = make_loss(cfg.LOSS, labels, cfg.POSITIVE_WEIGHT)
     optimizer = make_optimizer(cfg.OPTIMIZER, model.parameters(), cfg.LEARNING_RATE, device, cfg.WEIGHT_DECAY)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype(device, cfg.PRECISION) == torch.float16)
     print(f"{len(train_loader.dataset)} training and {len(val_loader.dataset)} validation images at "
@@ -189,7 +190,7 @@ def main(cfg):
         scores = utils.check_accuracy(val_loader, judged, device, loss_fn, full_size=True)
         print(f"Dice {scores['full_dice']:.4f} at full size")
         best = scores["dice"] if best < 0 else best
-        draw.validation_pictures(val_loader, judged, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
+        draw.validation_pictures(val_loader, judged, scores, cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
         gallery.training_page(cfg, history, val_loader.dataset, scores)
     train_loader.sampler.epoch = epoch
     draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
@@ -264,7 +265,7 @@ def main(cfg):
             save()
             saved = time.monotonic()
             report(history, scores, cfg)
-            draw.validation_pictures(val_loader, judged, scores["images"], cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
+            draw.validation_pictures(val_loader, judged, scores, cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
             gallery.training_page(cfg, history, val_loader.dataset, scores)
             draw.learning(val_loader.dataset, scores, epoch, os.path.join(cfg.SAVED_IMAGES_DIR, "learning.gif"))
 
@@ -273,7 +274,7 @@ def main(cfg):
     elif epoch < cfg.NUM_EPOCHS:
         print(f"no better Dice for PATIENCE = {cfg.PATIENCE} epochs")
     page = os.path.join(cfg.SAVED_IMAGES_DIR, "index.html" if cfg.GALLERY_MAX else "overview.png")
-    on = "demo Dice (rendered cars, not Carvana)" if is_demo(cfg) else "validation Dice"
+    on = "demo Dice (rendered cars, not Carvana)" if is_rendered(cfg) else "validation Dice"
     print(f"best {on} {max(best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; now look at {page}")
 
 

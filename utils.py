@@ -1,5 +1,6 @@
 """Loaders, checkpoints, scores and prediction images: what the scripts share."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,19 +17,18 @@ from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, loa
 from dataset import CarvanaDataset, EpochSampler
 from device import autocast, choose_workers, config_of, find_device, to_device, to_input
 from interrupts import leave_signals_alone
-from pictures import read_mask, replacing, scale_image, write_picture
+from pictures import colours_of, labels_of, replacing, scale_image, write_picture
 
 # ---------------------------------------------------------------- data
 
 def get_loaders(train_dir, train_maskdir, val_dir, val_maskdir, batch_size, train_transform, val_transform,
-                num_workers=4, pin_memory=True, *, size=None, channels=3, mask_resize="area", seed=0, cache_dir=None):
+                num_workers=4, pin_memory=True, **reading):
     """-> train_loader, val_loader over the pairs of the four folders; see CarvanaDataset for the keyword arguments.
     Batches: images (B, C, H, W), masks (B, H, W). The training order is a function of (seed, epoch)."""
-    reading = {"size": size, "channels": channels, "mask_resize": mask_resize, "seed": seed, "cache_dir": cache_dir}
     train = CarvanaDataset(train_dir, train_maskdir, train_transform, **reading)
     val = CarvanaDataset(val_dir, val_maskdir, val_transform, **reading)
     loading = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
-    return make_loader(train, sampler=EpochSampler(len(train), seed), **loading), make_loader(val, **loading)
+    return make_loader(train, sampler=EpochSampler(len(train), train.seed), **loading), make_loader(val, **loading)
 
 
 def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None):
@@ -64,29 +64,40 @@ def settle_batchnorm(model, loader, images):
 # ---------------------------------------------------------------- predictions
 
 def predict(model, images, tta=False):
-    """Pictures, uint8 (H, W, 3) or (H, W) of any sizes -> for each the probability of its pixels to be foreground, float32 (H, W) in [0, 1].
+    """Pictures, uint8 (H, W, 3) or (H, W) of any sizes -> for each the probability of its pixels to be foreground, float32 (H, W) in [0, 1]; of several classes (classes, H, W).
 
     model: of load_model. tta: averaged with what it says of the mirror image."""
     config = config_of(model)
     size = (config["IMAGE_HEIGHT"], config["IMAGE_WIDTH"])
     logits = network_logits(model, np.stack([scale_image(image, size, config["IN_CHANNELS"]) for image in images]), tta)
-    return [1 / (1 + np.exp(-upsample(one, image.shape[:2]))) for one, image in zip(logits, images)]
+    whole = [upsample(one, image.shape[:2]) for one, image in zip(logits, images)]
+    return [1 / (1 + np.exp(-one[0])) if len(one) == 1 else torch.softmax(torch.from_numpy(one), 0).numpy() for one in whole]
 
 
 @torch.inference_mode()
 def network_logits(model, images, tta=False):
-    """uint8 (B, h, w, channels) at the network's size, as pictures.read_image returns them -> logits float32 (B, h, w), in NumPy."""
+    """uint8 (B, h, w, channels) at the network's size, as pictures.read_image returns them -> logits float32 (B, classes, h, w), in NumPy."""
     images = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), model)
     with autocast(model):
         logits = model(images).float()
         if tta:
             logits = (logits + model(images.flip(3)).float().flip(3)) / 2
-    return logits[:, 0].cpu().numpy()
+    return logits.cpu().numpy()
 
 
 def upsample(logits, size):
-    """float32 (h, w) -> (H, W), bilinear with pixel centres aligned, as check_accuracy has it."""
-    return cv2.resize(logits, size[::-1], interpolation=cv2.INTER_LINEAR)
+    """float32 (C, h, w) -> (C, H, W), bilinear with pixel centres aligned, as check_accuracy has it."""
+    return np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_LINEAR) for one in logits])
+
+
+def decided(logits, cut=0.0):
+    """Logits (B, C, H, W) -> masks: bool (B, H, W) of those above the cut, or of several classes uint8 (B, H, W), the likeliest."""
+    return logits[:, 0] > cut if logits.shape[1] == 1 else logits.argmax(1).to(torch.uint8)
+
+
+def cut_of(constants):
+    """The logit above which a pixel is foreground."""
+    return math.log(constants["THRESHOLD"] / (1 - constants["THRESHOLD"]))
 
 
 # ---------------------------------------------------------------- scores and pictures
@@ -97,39 +108,42 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
 
     -> {"dice", "iou", "accuracy", "precision", "recall": means over images at the network's resolution,
     "foreground": predicted share of all pixels, "loss": mean of loss_fn where given, "images": a dict per image,
-    "masks": the predicted ones, as bytes of bits, and their "size"}.
+    "masks": the predicted ones, as bytes of bits (of several classes, of indices), and their "size"}.
     full_size adds the same scores with "full_" before them: logits upsampled bilinearly to the size of the mask's
     file and thresholded there (the loader must go through a CarvanaDataset in order). outlines adds
     "full_boundary", the mean distance of the outlines in pixels. The model is moved to device.
+    Of several classes an image's Dice and so on are means over the classes that are in its truth or its prediction, and
+    there are "classes" (Dice and IoU of each, means over the images where it is one of these) and "confusion" (pixels by true and predicted class) too.
     at_least: where not even perfect masks of all further images could lift the mean Dice so high, the rest is
     left out, nothing is printed, and {"dice": what they would have made it} is returned."""
     was_training = model.training
     model.to(device).eval()
-    cut = float(torch.logit(torch.tensor(config_of(model)["THRESHOLD"])))
+    cut, labels = cut_of(config_of(model)), labels_of(config_of(model))
+    shape = (4,) if labels is None else (len(labels.names),) * 2
     # made at once: many small tensors that stay would keep the large ones between them from being one piece of memory again
-    counts, full_counts = (torch.zeros(len(loader.dataset), 4, dtype=torch.int64, device=device) for _ in range(2))
+    counts, full_counts = (torch.zeros(len(loader.dataset), *shape, dtype=torch.int64, device=device) for _ in range(2))
     boundaries, predictions, loss, done = [], [], 0.0, 0
     with ThreadPoolExecutor(max_workers=2) as readers:
         for images, masks in tqdm(loader, desc="evaluating", unit=" batches", delay=2, leave=False):
-            pairs = loader.dataset.pairs[done:done + len(images)] if full_size else []
-            truths = [readers.submit(read_mask, mask_path) for _, mask_path in pairs]  # while the network computes
+            truths = [readers.submit(loader.dataset.mask, index) for index in range(done, done + len(images)) if full_size]  # while the network computes
             images, masks = to_device(images, masks, model)
             with autocast(model):
                 logits = model(images)
             logits = logits.float()
-            counts[done:done + len(images)] = metrics.confusion(logits > cut, masks >= 0.5)
-            predictions += [np.packbits(mask) for mask in (logits > cut).cpu().numpy()]
+            predicted = decided(logits, cut)
+            counts[done:done + len(images)] = compared(predicted, masks if labels else masks[:, 0] >= 0.5, labels)
+            predictions += [mask.reshape(-1) if labels else np.packbits(mask) for mask in predicted.cpu().numpy()]
             if loss_fn is not None:
                 loss += loss_fn(logits, masks).item() * len(images)
             for i, (logit, truth) in enumerate(zip(logits, truths), done):
-                truth = torch.from_numpy(truth.result() > 127).to(logit.device)
-                predicted = F.interpolate(logit[None], size=truth.shape, mode="bilinear")[0, 0] > cut
-                full_counts[i] = metrics.confusion(predicted[None], truth[None])[0]
+                truth = torch.from_numpy(truth.result()).to(logit.device)
+                predicted = decided(F.interpolate(logit[None], size=truth.shape, mode="bilinear"), cut)
+                full_counts[i] = compared(predicted, truth[None], labels)[0]
                 if outlines:
-                    boundaries.append(metrics.boundary_distance(predicted.cpu().numpy(), truth.cpu().numpy()))
+                    boundaries.append(metrics.boundary_distance(*((mask > 0).cpu().numpy() for mask in (predicted[0], truth))))
             done += len(images)
             if at_least:
-                best_possible = 1 - (1 - metrics.dice(counts[:done])).sum().item() / len(loader.dataset)
+                best_possible = 1 - sum(1 - row["dice"] for row in _rows(counts[:done].cpu())) / len(loader.dataset)
                 if best_possible < at_least:
                     break
     model.train(was_training)
@@ -137,27 +151,57 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
         return {"dice": best_possible}
 
     counts = counts[:done].cpu()
-    rows = _rows(counts, "")
+    rows = _rows(counts)
     if full_size:
-        rows = [a | b for a, b in zip(rows, _rows(full_counts[:done].cpu(), "full_"))]
+        full_counts = full_counts[:done].cpu()
+        rows = [a | {f"full_{name}": value for name, value in b.items()} for a, b in zip(rows, _rows(full_counts))]
     for row, boundary in zip(rows, boundaries):
         row["full_boundary"] = boundary
     result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    tp, fp, fn, tn = counts.sum(0).tolist()
-    result["foreground"] = (tp + fp) / (tp + fp + fn + tn)
+    pixels, right = counts.sum().item(), (counts[:, 0] + counts[:, 3] if labels is None else counts.diagonal(dim1=1, dim2=2)).sum().item()
+    result["foreground"] = ((counts[:, 0] + counts[:, 1]) if labels is None else counts[:, :, 1:]).sum().item() / max(pixels, 1)
+    if labels is not None:
+        result["classes"], result["confusion"] = _classes(counts, labels), counts.sum(0).tolist()
+        if full_size:
+            result["full_classes"], result["full_confusion"] = _classes(full_counts, labels), full_counts.sum(0).tolist()
     if loss_fn is not None:
         result["loss"] = loss / done
     if hasattr(loader.dataset, "pairs"):
         rows = [{"name": image.name} | row for (image, _), row in zip(loader.dataset.pairs, rows)]
-    print(f"Got {tp + tn}/{tp + fp + fn + tn} with acc {100 * (tp + tn) / (tp + fp + fn + tn):.2f}")
+    print(f"Got {right}/{pixels} with acc {100 * right / max(pixels, 1):.2f}")
     print(f"Dice score: {result['dice']:.6f}")
     return result | {"images": rows, "masks": predictions, "size": tuple(logits.shape[2:])}
 
 
-def _rows(counts, prefix):
-    """(B, 4) counts -> a dict of scores per image."""
-    columns = {prefix + name: score(counts).tolist() for name, score in metrics.SCORES.items()}
+def mean_scores(pairs, constants):
+    """(logits float32 (C, h, w) in NumPy, true mask as CarvanaDataset.mask returns it) of images -> {score: mean over them}, at the masks' size.
+
+    constants: THRESHOLD, CLASSES and so on, as of config_of."""
+    labels, cut = labels_of(constants), cut_of(constants)
+    counts = [compared(decided(torch.from_numpy(upsample(logits, truth.shape)[None]), cut), torch.from_numpy(truth[None]), labels) for logits, truth in pairs]
+    rows = _rows(torch.cat(counts))
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def compared(predicted, truth, labels):
+    """Masks (B, H, W) as decided() and CarvanaDataset.mask return them -> what they have in common, in counts: (B, 4), or with labels (B, C, C)."""
+    return metrics.confusion(predicted, truth) if labels is None else metrics.confusion_matrices(predicted, truth, len(labels.names), labels.ignore)
+
+
+def _rows(counts):
+    """Counts of compared() -> a dict of scores per image."""
+    if counts.dim() == 2:
+        columns = {name: score(counts).tolist() for name, score in metrics.SCORES.items()}
+    else:
+        columns = {name: metrics.class_scores(counts, score).nanmean(1).nan_to_num(1.0).tolist() for name, score in metrics.SCORES.items() if name != "accuracy"}
+        columns["accuracy"] = metrics.share(counts.diagonal(dim1=1, dim2=2).sum(1), counts.sum((1, 2))).tolist()
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
+
+
+def _classes(matrices, labels):
+    """{class: {"dice", "iou"}}: means over the images where the class is; None where it is in none."""
+    found = {name: metrics.class_scores(matrices, metrics.SCORES[name]).nanmean(0).tolist() for name in ("dice", "iou")}
+    return {label: {name: None if math.isnan(values[i]) else values[i] for name, values in found.items()} for i, label in enumerate(labels.names)}
 
 
 @torch.no_grad()
@@ -167,15 +211,17 @@ def save_predictions_as_imgs(loader, model, folder="saved_images/", device="cuda
 
     was_training = model.training
     model.to(device).eval()
-    threshold = config_of(model)["THRESHOLD"]
+    cut, labels = cut_of(config_of(model)), labels_of(config_of(model))
     for idx, (images, masks) in enumerate(loader):
         if idx == max_batches:
             break
         images, masks = to_device(images, masks, model)
         with autocast(model):
-            predicted = torch.sigmoid(model(images).float()) > threshold
-        for name, picture in ((f"pred_{idx}.png", predicted.float()), (f"{idx}.png", masks)):
+            predicted = decided(model(images).float(), cut)
+        for name, picture in ((f"pred_{idx}.png", predicted[:, None]), (f"{idx}.png", masks)):
             with replacing(Path(folder) / name) as temporary:
-                grid = torchvision.utils.make_grid(picture).mul(255).round().to(torch.uint8)
+                if labels:
+                    picture = torch.from_numpy(colours_of(labels)[picture.reshape(-1, *picture.shape[-2:]).cpu()]).permute(0, 3, 1, 2) / 255
+                grid = torchvision.utils.make_grid(picture.float()).mul(255).round().to(torch.uint8)
                 write_picture(Image.fromarray(grid.permute(1, 2, 0).cpu().numpy()), temporary)
     model.train(was_training)

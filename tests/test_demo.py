@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import demo_data
-from pictures import CARVANA_NAME, find_pairs, group_of
+from pictures import CAR, find_pairs, group_of
 
 
 def test_a_demo_set_is_like_carvanas_and_comes_out_the_same(tmp_path, run):
@@ -24,7 +24,7 @@ def test_a_demo_set_is_like_carvanas_and_comes_out_the_same(tmp_path, run):
     assert [len(side) for side in sides] == [9, 3]
     assert not {group_of(i.name) for i, _ in sides[0]} & {group_of(i.name) for i, _ in sides[1]}
     for image, mask in sides[0]:
-        assert CARVANA_NAME.fullmatch(image.stem) and mask.name == f"{image.stem}_mask.gif"
+        assert re.fullmatch(CAR, image.stem) and mask.name == f"{image.stem}_mask.gif"
         gif = Image.open(mask)
         assert gif.mode == "P" and gif.size == (96, 64) and set(np.unique(gif)) == {0, 1}
         gif.close()

@@ -61,7 +61,7 @@ def test_snippets_run_as_printed(made, model, name, tmp_path):
     folder, _ = made
     text = (folder / "exports/README.md").read_text()
     snippet = re.search(rf"## {FILES[name]}\n\n```python\n(.*?)```", text, re.DOTALL)[1]
-    images = np.random.default_rng(0).normal(size=(3, 3, 20, 44)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(3, 3, 24, 40)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
     code = f"import numpy as np, warnings\nwarnings.simplefilter('ignore')\nimages = np.load(r'{tmp_path / 'images.npy'}')\n{snippet}\nnp.save(r'{tmp_path / 'logits.npy'}', logits)"
     subprocess.run([sys.executable, "-c", code], cwd=folder / "exports", check=True, env={"PYTHONPATH": str(ROOT), "PATH": ""})
