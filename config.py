@@ -95,6 +95,7 @@ PRESETS = {
     "fast": {
         "FEATURES": [16, 16, 32, 64, 64], "OPTIMIZER": "muon", "LEARNING_RATE": 0.05, "SCHEDULE": "quadratic", "BATCH_SIZE": 8, "NUM_EPOCHS": 1,
         "BATCHNORM_IMAGES": 0, "LOOKS_PER_EPOCH": 10, "MASK_RESIZE": "nearest", "ROTATE": 0.0, "HORIZONTAL_FLIP": 0.0, "VERTICAL_FLIP": 0.0},
+    "gray128": {"IN_CHANNELS": 1, "IMAGE_HEIGHT": 128, "IMAGE_WIDTH": 128, "FEATURES": [64, 128], "NUM_EPOCHS": 10},  # grey and small, for devices with little memory
     "small": {"FEATURES": [16, 32, 64, 128], "OPTIMIZER": "muon", "LEARNING_RATE": 0.03, "SCHEDULE": "linear", "NUM_EPOCHS": 6},  # minutes on a laptop instead of an hour
     "quality": {  # the best masks that two CPU cores learn in an hour and a half; see docs/accuracy.md
         "IMAGE_HEIGHT": 640, "IMAGE_WIDTH": 960, "UNSHUFFLE": 2, "FEATURES": [16, 32, 64, 128], "OPTIMIZER": "muon", "LEARNING_RATE": 0.03, "SCHEDULE": "linear", "WARMUP": 0.05,

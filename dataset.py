@@ -40,7 +40,7 @@ class CarvanaDataset(Dataset):
 
     def __getitem__(self, key):
         epoch, index = key if isinstance(key, tuple) else (random.getrandbits(31), key)
-        image, mask = self.cache[index] if self.cache else read_pair(self.pairs[index], **self.reading)
+        image, mask = self.read(index)
         mask = mask if self.reading["labels"] else mask.astype(np.float32) / 255
         if self.transform is None:
             return image, mask
@@ -50,6 +50,10 @@ class CarvanaDataset(Dataset):
         item = self.transform(image=image, mask=mask)
         return item["image"], item["mask"]
 
+
+    def read(self, index):
+        """What pictures.read_pair returns of an item, from the cache where there is one."""
+        return self.cache[index] if self.cache else read_pair(self.pairs[index], **self.reading)
 
     def mask(self, index, size=None):
         """The true mask of an item, hard: bool (H, W) or, with labels, uint8 (H, W). size: (H, W), None for the file's own."""

@@ -58,6 +58,7 @@ import math  # noqa: E402
 import sys  # noqa: E402
 import uuid  # noqa: E402
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -72,6 +73,7 @@ from model import UNET  # noqa: E402
 from recipe import average_weights, learning_rate, make_loss, make_optimizer, shrunk  # noqa: E402
 
 SHRUNK_TO = 16  # of a smaller size to train at, both sides are multiples
+FEW, FEW_OF = 0.02, 64  # the share of the pixels below which a class is remarked on, and of how many masks
 LOOK_EVERY = 10  # steps between looks at the loss; each look waits for the device
 COLUMNS = ("epoch", "train_loss", "val_loss", "accuracy", "dice", "one_minus_dice", "full_dice",
            "learning_rate", "seconds", "images_per_second", "peak_memory_mb")
@@ -178,6 +180,7 @@ def main(cfg):
           f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {parameters / 1e6:.2f} M parameters on {device}, "
           f"{str(amp_dtype(device, cfg.PRECISION)).removeprefix('torch.')}")
 
+    remark_on_few(train_loader.dataset, cfg.CLASSES)
     images = len(train_loader.dataset)
     nothing_done = {"of": images, "images": 0, "loss": 0.0, "seconds": 0.0}
     run, epoch, best, history, part = uuid.uuid4().hex, 0, -1.0, [], nothing_done
@@ -276,6 +279,16 @@ def main(cfg):
     page = os.path.join(cfg.SAVED_IMAGES_DIR, "index.html" if cfg.GALLERY_MAX else "overview.png")
     on = "demo Dice (rendered cars, not Carvana)" if is_rendered(cfg) else "validation Dice"
     print(f"best {on} {max(best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; now look at {page}")
+
+
+def remark_on_few(dataset, classes):
+    """Print which classes cover so little of some training masks that plain cross entropy may overlook them."""
+    masks = [dataset.read(index)[1] for index in range(0, len(dataset), -(-len(dataset) // FEW_OF))]
+    shares = {name: np.mean([(mask == index).mean() if len(classes) > 1 else mask.mean() / 255 for mask in masks]) for index, name in enumerate(classes)}
+    few = {name: share for name, share in shares.items() if share < FEW}
+    if few:
+        print(f"{', '.join(f'{printable(name)}: {100 * share:.2f} %' for name, share in few.items())} of the pixels of {len(masks)} training masks; "
+              "where few pixels count, try LOSS dice or bce_dice, or a POSITIVE_WEIGHT over 1")
 
 
 def out_of_patience(history, patience):

@@ -136,6 +136,21 @@ def test_other_constants_train_and_evaluate_alike(settings, data, changes):
 SMALL = ["--image-height", 32, "--image-width", 48, "--features", 4, 8, "--learning-rate", 0.01, "--batch-size", 4, "--num-workers", 1]
 
 
+def test_few_pixels_are_remarked_on(capsys):
+    class Masks(list):
+        def read(self, index):
+            return None, self[index]
+
+    few = np.zeros((40, 50), np.uint8)
+    few[:2, :10] = 255
+    train.remark_on_few(Masks([few] * 3), ["car"])
+    assert capsys.readouterr().out.startswith("car: 1.00 % of the pixels of 3 training masks; ")
+    train.remark_on_few(Masks([few // 255] * 200), ["a", "b"])
+    assert capsys.readouterr().out.startswith("b: 1.00 % of the pixels of 50 training masks; ")
+    train.remark_on_few(Masks([few, np.full_like(few, 255)]), ["car"])
+    assert capsys.readouterr().out == ""
+
+
 def history(data):
     with open(data / "saved_images/history.csv") as file:
         return list(csv.DictReader(file))
