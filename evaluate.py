@@ -5,13 +5,13 @@ import json
 from pathlib import Path
 
 import config
-from pictures import UserError, find_pairs, keep_freed_memory, labels_of, refuse, replacing, printable, user_errors
+from pictures import SHIPPED, UserError, find_pairs, keep_freed_memory, labels_of, refuse, replacing, printable, user_errors
 
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.error = refuse
-    parser.add_argument("--model", metavar="CKPT", default=config.BEST_CHECKPOINT_FILE, help="checkpoint; sizes, channels and threshold come from it")
+    parser.add_argument("--model", metavar="CKPT", default=SHIPPED, help="checkpoint (the weights that come with the project); sizes, channels and threshold come from it")
     parser.add_argument("--images", metavar="DIR", default=config.VAL_IMG_DIR, help="photographs")
     parser.add_argument("--masks", metavar="DIR", default=config.VAL_MASK_DIR, help="their masks")
     config.add_options(parser, ["MASK_SUFFIX"])
@@ -22,7 +22,7 @@ def arguments():
     args = parser.parse_args()
     args.suffix = config.checked(args).MASK_SUFFIX
     if not Path(args.model).is_file():
-        raise UserError(f"no checkpoint {args.model!r}; train one with python train.py, or name another with --model")
+        raise UserError(f"no checkpoint {str(args.model)!r}; train one with python train.py, or name another with --model")
     if args.batch_size < 1 or args.num_workers < -1:
         raise UserError(f"expected --batch-size of at least 1 and --num-workers of at least -1, found {args.batch_size} and {args.num_workers}")
     if args.json and not Path(args.json).absolute().parent.is_dir():
@@ -56,7 +56,7 @@ def main(args):
         print(f"  {row['full_dice']:.4f}  {printable(row['name'])}")
     if args.json:
         with replacing(args.json) as temporary:
-            temporary.write_text(json.dumps({"model": args.model, "images_dir": args.images} | {name: value for name, value in scores.items() if name not in ("masks", "size")}, indent=1))
+            temporary.write_text(json.dumps({"model": str(args.model), "images_dir": args.images} | {name: value for name, value in scores.items() if name not in ("masks", "size")}, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """A checkpoint in other formats, each proved equal to it: python export.py [--model CKPT] [--formats ...]
 
-    python export.py                      all formats of best_checkpoint.pth.tar, in exports/, with a README.md
+    python export.py                      all formats of the weights that come with the project, in exports/, with a README.md
+    python export.py --model best_checkpoint.pth.tar   of your own
     python export.py --formats onnx int8  some of them
 
+weights      unet_weights.pth.tar     the weights and constants without the optimizer's part, for this project
 pth          unet_model.pth           the whole model; torch.load runs what is in such a file: for files of your own only
 torchscript  unet_model_torchjit.pth  needs torch, but not this project; deprecated by torch in favour of pt2
 onnx         unet_model_onnx.onnx     needs ONNX Runtime, no torch
@@ -27,16 +29,18 @@ import numpy as np
 
 import config
 import demo_data
-from pictures import UserError, brief, check_folders, find_pairs, keep_freed_memory, labels_of, printable, read_image, read_labels, read_mask, refuse, replacing, user_errors
+from pictures import SHIPPED, UserError, brief, check_folders, find_pairs, keep_freed_memory, labels_of, printable, read_image, read_labels, read_mask, refuse, replacing, user_errors
 
+EAGER = "with torch.no_grad():\n    logits = model(torch.from_numpy(images)).numpy()"
 FORMATS = {  # file, how it is loaded, how it is run: images, float32 (B, C, H, W), become logits (B, 1, H, W)
+    "weights": ("unet_weights.pth.tar", 'import torch, utils  # in this project\'s folder\nmodel = utils.load_model("unet_weights.pth.tar", "cpu")', EAGER),
     "pth": ("unet_model.pth", 'import torch\nmodel = torch.load("unet_model.pth", weights_only=False)  # in this project\'s folder; runs what is in the file',
-            "with torch.no_grad():\n    logits = model(torch.from_numpy(images)).numpy()"),
+            EAGER),
     "torchscript": ("unet_model_torchjit.pth", 'import torch\nmodel = torch.jit.load("unet_model_torchjit.pth")',
-                    "with torch.no_grad():\n    logits = model(torch.from_numpy(images)).numpy()"),
+                    EAGER),
     "onnx": ("unet_model_onnx.onnx", 'import onnxruntime\nsession = onnxruntime.InferenceSession("unet_model_onnx.onnx")', 'logits = session.run(None, {"input": images})[0]'),
     "int8": ("unet_model_int8.onnx", 'import onnxruntime\nsession = onnxruntime.InferenceSession("unet_model_int8.onnx")', 'logits = session.run(None, {"input": images})[0]'),
-    "pt2": ("unet_model.pt2", 'import torch\nmodel = torch.export.load("unet_model.pt2").module()', "with torch.no_grad():\n    logits = model(torch.from_numpy(images)).numpy()"),
+    "pt2": ("unet_model.pt2", 'import torch\nmodel = torch.export.load("unet_model.pt2").module()', EAGER),
 }
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "int8": ("onnx", "onnxscript", "onnxruntime")}
 CALIBRATION, SCORED, CHOSEN_ON = 32, 200, 40  # images: to find the ranges of int8, to score, to choose what stays in float
@@ -48,7 +52,7 @@ TURNS, RUNS, REST = 6, 8, 0.1  # latency is the median of so many runs; the form
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = refuse
-    parser.add_argument("--model", metavar="CKPT", default=config.BEST_CHECKPOINT_FILE, help="checkpoint; default %(default)s")
+    parser.add_argument("--model", metavar="CKPT", default=SHIPPED, help="checkpoint; default the weights that come with the project")
     parser.add_argument("--out", metavar="DIR", default="exports", help="where the files go; default %(default)s")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS), metavar="FORMAT", help=f"some of {' '.join(FORMATS)}; default all")
     parser.add_argument("--images", metavar="DIR", help=f"photographs to score on; default {config.VAL_IMG_DIR}, or rendered ones where there are none")
@@ -59,7 +63,7 @@ def arguments():
     if bool(args.images) != bool(args.masks):
         raise UserError("--images and --masks go together; give both, or neither")
     if not Path(args.model).is_file():
-        raise UserError(f"no checkpoint {args.model!r}; train one with python train.py, or name another with --model")
+        raise UserError(f"no checkpoint {str(args.model)!r}; train one with python train.py, or name another with --model")
     missing = sorted({module for name in args.formats for module in NEEDS.get(name, ()) if not installed(module)})
     if missing:
         raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed, which onnx and int8 need; pip install {' '.join(missing)}, or leave them out of --formats")
@@ -102,7 +106,9 @@ def write(name, path, model, facts, calibration):
     extra = {CONFIG: json.dumps(facts)}
     dynamic = {"x": {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}}
     with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # torch's and onnx's own remarks
-        if name == "pth":
+        if name == "weights":
+            torch.save({"state_dict": model.state_dict(), "config": facts}, path)
+        elif name == "pth":
             torch.save(model, path)
         elif name == "torchscript":
             torch.jit.save(torch.jit.trace(whole_size(model), example), path, _extra_files=extra)

@@ -22,7 +22,7 @@ from PIL import ImageColor
 from tqdm import tqdm
 
 import config
-from pictures import IMAGE_TYPES, UserError, WriteError, colours_of, cores, in_threads, keep_freed_memory, labels_of, many, picture_size, printable, read_image, refuse, replacing, user_errors
+from pictures import IMAGE_TYPES, SHIPPED, UserError, WriteError, colours_of, cores, in_threads, keep_freed_memory, labels_of, many, picture_size, printable, read_image, refuse, replacing, user_errors
 
 FIELDS = ("img", "rle_mask")  # of the challenge's submission
 GLOB = "*?["
@@ -34,7 +34,7 @@ def arguments():
     parser.error = refuse
     parser.add_argument("--img", nargs="+", required=True, metavar="PATH", help=f"photographs ({' '.join(IMAGE_TYPES)}), folders of them, or patterns such as 'photos/*.jpg'")
     parser.add_argument("--recursive", action="store_true", help="look into the folders' sub-folders too")
-    parser.add_argument("--model", metavar="M", help=f"checkpoint; by default {config.BEST_CHECKPOINT_FILE}")
+    parser.add_argument("--model", metavar="M", default=SHIPPED, help=f"checkpoint, such as {config.BEST_CHECKPOINT_FILE}; by default the weights that come with the project")
     parser.add_argument("--out", metavar="DIR", default="outputs", help="where the files go (default outputs)")
     parser.add_argument("--save", action=argparse.BooleanOptionalAction, default=True, help="write files; --no-save only prints")
     parser.add_argument("--overlay", action=argparse.BooleanOptionalAction, default=True, help="NAME_overlay.jpg: the photograph with the car tinted and outlined")
@@ -56,9 +56,8 @@ def arguments():
     if args.gallery and not config.GALLERY_MAX:
         raise UserError("--gallery: GALLERY_MAX is 0 in config.py, no picture at all; set it to 1..1000")
     args.background = background(args.background)
-    args.model = args.model or config.BEST_CHECKPOINT_FILE
     if not Path(args.model).is_file():
-        raise UserError(f"no model {args.model!r}; train one with python train.py, or name another with --model")
+        raise UserError(f"no model {str(args.model)!r}; train one with python train.py, or name another with --model")
     return args
 
 

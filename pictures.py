@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of mallopt(3)
+SHIPPED = Path(__file__).with_name("weights") / "carvana.pth.tar"  # what inference, evaluation and export take where no model is named
 IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MASK_TYPES = (".gif", ".png", ".bmp", ".tif", ".tiff")  # all of them keep each value as it is
 MASK_SUFFIX = "_mask"

@@ -40,6 +40,17 @@ def write_model(path, features=(4, 8), channels=3, seed=0, **constants):
     return path
 
 
+OURS = ["--model", "best_checkpoint.pth.tar"]
+
+
+@pytest.fixture
+def run(run):
+    """conftest's, with the folder's own model where none is named."""
+    def call(script, *words, **how):
+        return run(script, *words, *([] if "--model" in words else OURS), **how)
+    return call
+
+
 @pytest.fixture
 def work(tmp_path):
     """A folder with six photographs in photos/, their masks and a model."""
@@ -241,7 +252,7 @@ def test_a_csv_goes_on_where_it_stopped(work, run):
 def test_interrupted_every_file_is_whole_and_the_csv_goes_on(work, run):
     write_pairs(work / "many", work / "x", cars=60, angles=4, height=240, width=360)
     words = ["--img", "many", "--rle", "a.csv", "--cutout"]
-    process = subprocess.Popen([sys.executable, ROOT / "inference.py", *words], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, ROOT / "inference.py", *words, *OURS], cwd=work, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while len(list(work.glob("outputs/*_mask.png"))) < 20:
         assert process.poll() is None
         time.sleep(0.01)
@@ -259,7 +270,7 @@ def test_interrupted_every_file_is_whole_and_the_csv_goes_on(work, run):
 def test_a_full_disk_ends_the_run(work):
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
-    done = subprocess.run([sys.executable, ROOT / "inference.py", "--img", "photos"], cwd=work, capture_output=True, text=True, preexec_fn=limit)
+    done = subprocess.run([sys.executable, ROOT / "inference.py", "--img", "photos", *OURS], cwd=work, capture_output=True, text=True, preexec_fn=limit)
     assert done.returncode == 2 and "Traceback" not in done.stderr and "cannot be written (File too large); free some space" in done.stderr
     assert all(path.suffix == ".png" and size_of(path) for path in (work / "outputs").iterdir())
 
