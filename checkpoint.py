@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from device import config_of, find_device, sound_input
+from device import config_of, find_device, sound_input, unwrapped
 from exported import SUFFIXES, load_exported
 from model import UNET
 from pictures import UserError, brief, printable
@@ -119,7 +119,7 @@ def load_checkpoint(checkpoint, model, assign=False, name="the checkpoint"):
     assign: make the checkpoint's tensors the model's own instead of copying them, for a model on the device "meta". name: what messages call it."""
     print("=> Loading checkpoint")
     weights = _plain_names(checkpoint.get("state_dict", checkpoint))
-    target = getattr(model, "_orig_mod", getattr(model, "module", model))
+    target = unwrapped(model)
     ours = target.state_dict()
     faults = [f"{printable(name)}: {_shape(weights.get(name))} in the checkpoint, {_shape(ours.get(name))} in the model"
               for name in sorted(ours.keys() | weights.keys()) if _shape(weights.get(name)) != _shape(ours.get(name))]

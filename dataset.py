@@ -64,17 +64,21 @@ class CarvanaDataset(Dataset):
 class EpochSampler(Sampler):
     """Every (epoch, index) once, in an order that follows from (seed, epoch) alone.
 
-    Each pass is the next epoch; set .epoch to go on at another, and .start to leave out its first indices in the next pass."""
+    Each pass is the next epoch; set .epoch to go on at another, and .start to leave out its first indices in the next pass.
+    Of several processes (ranks) each gets its part of every batch; where the last batch has none for it, that batch's first index as a filler."""
 
-    def __init__(self, length, seed=0):
-        self.length, self.seed, self.epoch, self.start = length, seed, 0, 0
+    def __init__(self, length, seed=0, batch_size=1, rank=0, ranks=1):
+        self.length, self.seed, self.batch_size, self.rank, self.ranks = length, seed, batch_size, rank, ranks
+        self.epoch, self.start = 0, 0
 
     def __len__(self):
-        return self.length
+        return -(-self.length // self.batch_size) * self.batch_size // self.ranks if self.ranks > 1 else self.length
 
     def __iter__(self):
         (epoch, start), self.epoch, self.start = (self.epoch, self.start), self.epoch + 1, 0
-        return iter([(epoch, index) for index in self.order(epoch)[start:]])
+        order = self.order(epoch)
+        batches = [order[at:at + self.batch_size] for at in range(start, self.length, self.batch_size)]
+        return iter([(epoch, index) for batch in batches for index in batch[self.rank::self.ranks] or batch[:1]])
 
     def order(self, epoch):
         """The indices of an epoch, in order."""

@@ -49,7 +49,7 @@ def find_device(name="auto"):
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(device for device, found in there.items() if found)
-    if not there[name]:
+    if not there[name.split(":")[0]]:
         raise UserError(f"DEVICE is {name!r}, but torch {torch.__version__} finds none here; "
                         f"use --device auto (it would take {find_device('auto')})")
     return torch.device(name)
@@ -73,8 +73,14 @@ def amp_dtype(device, precision="auto"):
 
 def config_of(model):
     """The constants a model was made with; the lineage's for a model that carries none."""
-    model = getattr(model, "_orig_mod", getattr(model, "module", model))
-    return LINEAGE_INPUT | getattr(model, "config", {})
+    return LINEAGE_INPUT | getattr(unwrapped(model), "config", {})
+
+
+def unwrapped(model):
+    """The network itself, out of what torch.compile and DistributedDataParallel put around it."""
+    while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
+        model = inner
+    return model
 
 
 def device_of(model):

@@ -33,16 +33,27 @@ def arguments():
 
 def main(args):
     import device  # torch takes seconds to import; what is wrong with the arguments is known by now
+    import parallel
+
+    with parallel.together(device.find_device(args.device)) as found:
+        score(args, found)
+
+
+def score(args, found):
+    import device
+    import parallel
     import utils
     from dataset import CarvanaDataset, val_transform
 
-    model = utils.load_model(args.model, args.device)
+    model = utils.load_model(args.model, found)
     trained = device.config_of(model)
     size = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"])
     dataset = CarvanaDataset(args.images, args.masks, val_transform(), size=size, channels=trained["IN_CHANNELS"],
                              mask_resize=trained["MASK_RESIZE"], labels=labels_of(trained), suffix=args.suffix)
-    loader = utils.make_loader(dataset, args.batch_size, args.num_workers)
+    loader = utils.make_loader(dataset, args.batch_size, args.num_workers, sampler=parallel.part(len(dataset)))
     scores = utils.check_accuracy(loader, model, device.device_of(model), full_size=True, outlines=True)
+    if not parallel.FIRST:
+        return
 
     print(f"\n{len(dataset)} images       network's {size[0]}x{size[1]}   photographs' own size")
     for name in ("dice", "iou", "accuracy", "precision", "recall"):

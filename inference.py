@@ -116,12 +116,25 @@ def main(args):
         if clash:
             raise UserError(f"{printable(clash[0])} is one of the photographs, and would be overwritten; choose another folder with --out")
         Path(args.out).mkdir(parents=True, exist_ok=True)
+    import device  # torch takes seconds to import; what is wrong with the arguments is known by now
+    import parallel
+    with parallel.together(device.find_device(args.device)) as found:
+        predict_part(args, photographs, failed, found)
+
+
+def predict_part(args, photographs, failed, device):
+    """Everything about the photographs that are this process's part."""
+    import torch
+
+    import parallel
+    failed = failed if parallel.FIRST else []
     with contextlib.ExitStack() as stack:
         rows = stack.enter_context(Submission(args)) if args.rle else None
         if rows:
             photographs = [one for one in photographs if one[2] not in rows.done]
-        done, cards, started = 0, [], time.perf_counter()
-        for photograph, result in zip(photographs, results(args, photographs)):
+        photographs = [photographs[index] for index in parallel.part(len(photographs))]
+        before, done, cards, started = len(rows.done) if rows else 0, 0, [], time.perf_counter()
+        for photograph, result in zip(photographs, results(args, photographs, device)):
             if isinstance(result, UserError):
                 failed.append(str(result))
                 continue
@@ -131,8 +144,14 @@ def main(args):
             tqdm.write(f"{printable(photograph[0])}: {shares}{' -> ' if written else ''}{', '.join(printable(path) for path in written)}")
             done += 1
             cards = sorted([*cards, card], key=lambda card: -card["unsure"])[:config.GALLERY_MAX] if card else cards
+        done = parallel.summed(torch.tensor(done)).item()  # here all wait for the last
         seconds = time.perf_counter() - started
-    print(f"{many(range(done), 'photograph')} in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s" + (f"; {args.rle} holds {many(rows.done, 'row')}" if rows else ""))
+    found = parallel.merged({parallel.RANK: (failed, cards)})
+    failed, cards = ([one for rank in sorted(found) for one in found[rank][kind]] for kind in (0, 1))
+    cards = sorted(cards, key=lambda card: -card["unsure"])[:config.GALLERY_MAX]
+    if not parallel.FIRST:
+        return
+    print(f"{many(range(done), 'photograph')} in {seconds:.1f} s, {done / max(seconds, 1e-9):.1f} images/s" + (f"; {args.rle} holds {many(range(before + done), 'row')}" if rows else ""))
     if cards:
         import gallery
         print(f"now look at {gallery.predictions_page(Path(args.out, 'index.html'), cards, done, args.model)}")
@@ -141,7 +160,7 @@ def main(args):
         sys.exit(1)
 
 
-def results(args, photographs):
+def results(args, photographs, where):
     """For each photograph in order: (shares of the classes in words, paths written, run lengths or None, card of the page or None), or the UserError that it ended with."""
     if not photographs:
         return
@@ -149,7 +168,7 @@ def results(args, photographs):
 
     import device
     import utils
-    model = utils.load_model(args.model, args.device)
+    model = utils.load_model(args.model, where)
     trained = device.config_of(model)
     if args.rle and labels_of(trained) or args.threshold and labels_of(trained):
         raise UserError(f"{printable(args.model)} tells {len(trained['CLASSES'])} classes apart; --rle and --threshold are for models of one")
@@ -247,14 +266,21 @@ def run_lengths(mask):
 class Submission:
     """A csv that grows by a row at a time. What an earlier run of the same model, threshold and --tta wrote to it stays.
 
+    Of several processes the first writes to it, the others to files beside it that are added to it in the end, or by the next run.
     Raises UserError where the file is of another run, or no such csv."""
 
     def __init__(self, args):
+        import parallel
+        self.parallel = parallel
         self.path, self.beside = Path(args.rle), Path(args.rle).with_name(f".{Path(args.rle).name}.run")
         self.run = {"model": hashlib.sha256(Path(args.model).read_bytes()).hexdigest(), "threshold": args.threshold, "tta": args.tta}
         self.done = set()
-        if self.path.exists():
+        if parallel.FIRST and self.path.exists():
             self.go_on()
+        elif parallel.FIRST:
+            for path in self.parts():  # of a csv that is gone
+                path.unlink()
+        self.done = parallel.from_first(lambda: self.done)
 
     def go_on(self):
         try:
@@ -264,28 +290,49 @@ class Submission:
         if earlier != self.run:
             raise UserError(f"{self.path} is there already, and not of this model, --threshold and --tta; remove it, or name another file")
         with open(self.path, "rb+") as file:
-            file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))  # less the row in which the run was ended
+            file.truncate(whole(file))  # less the row in which the run was ended
+        self.add_parts()
         with open(self.path, newline="", encoding="utf-8") as file:
             self.done = {row[0] for row in itertools.islice(csv.reader(file), 1, None) if row}
         if self.done:
             print(f"{self.path}: going on after {many(self.done, 'row')}")
 
     def __enter__(self):
-        with replacing(self.beside) as temporary:
-            temporary.write_text(json.dumps(self.run))
-        self.file = open(self.path, "a", newline="", encoding="utf-8")
+        if self.parallel.FIRST:
+            with replacing(self.beside) as temporary:
+                temporary.write_text(json.dumps(self.run))
+        self.file = open(self.path if self.parallel.FIRST else self.path.with_name(f".{self.path.name}.{self.parallel.RANK}"), "a", newline="", encoding="utf-8")
         self.writer = csv.writer(self.file, lineterminator="\n")
-        if self.file.tell() == 0:
+        if self.file.tell() == 0 and self.parallel.FIRST:
             self.writer.writerow(FIELDS)
         return self
+
+    def parts(self):
+        return sorted(self.path.parent.glob(f".{glob.escape(self.path.name)}.[0-9]*"))
+
+    def add_parts(self):
+        """Add what other processes wrote beside the csv to it, in whole rows."""
+        for path in self.parts():
+            with open(path, "rb") as part, open(self.path, "ab") as file:
+                end = whole(part)
+                part.seek(0)
+                file.write(part.read(end))
+            path.unlink()
 
     def add(self, name, runs):
         self.writer.writerow((name, runs))
         self.file.flush()
         self.done.add(name)
 
-    def __exit__(self, *_):
+    def __exit__(self, failure, *_):
         self.file.close()
+        if failure is None and self.parallel.FIRST:
+            self.add_parts()
+
+
+def whole(file):
+    """How many bytes of a file opened for reading bytes are whole lines."""
+    return sum(len(line) for line in file if line.endswith(b"\n"))
 
 
 if __name__ == "__main__":

@@ -5,16 +5,19 @@ import signal
 import sys
 import threading
 
+import parallel
+
 
 class Stretch:
     """The batches of an epoch behind its first `done` images, until pause() is true after a step, or reading fails.
 
     A loader for train_fn. done: images whose step is complete; error: what reading failed with, kept so that what
-    was learnt up to then can be saved first."""
+    was learnt up to then can be saved first. batch: images of the current batch that are this process's, those of all
+    processes together, and the weight of this one's loss in the mean of all."""
 
     def __init__(self, loader, epoch, done, pause=lambda: False):
         self.loader, self.epoch, self.first, self.done, self.pause, self.error = loader, epoch, done, done, pause, None
-        self.dataset, self.batch_size, self.sampler = loader.dataset, loader.batch_size, loader.sampler
+        self.dataset, self.batch_size, self.sampler = loader.dataset, loader.batch_size * parallel.RANKS, loader.sampler
 
     def __len__(self):
         return -(-(len(self.dataset) - self.first) // self.batch_size)
@@ -23,8 +26,11 @@ class Stretch:
         self.sampler.epoch, self.sampler.start = self.epoch, self.first
         try:
             for batch in self.loader:
+                images = min(self.batch_size, len(self.dataset) - self.done)
+                own = len(parallel.part(images))
+                self.batch = own, images, own * parallel.RANKS / images
                 yield batch
-                self.done += len(batch[0])
+                self.done += images
                 if self.pause(self.done):
                     return
         except Exception as error:  # from reading alone: what goes wrong in a step is not raised here

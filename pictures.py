@@ -142,8 +142,9 @@ def _complain(text, status):
 
 
 def cores():
-    """How many of the machine's cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """How many of the machine's cores this process may use: under torchrun its part of them."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def in_threads(function, items, what, unit=" pairs", threads=None):

@@ -17,6 +17,7 @@ PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data
 def configured():
     """The configuration of this run, its files checked; where there are no photographs yet, that of the demo."""
     cfg = config.load(description=__doc__)
+    cfg.LOAD_MODEL |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and Path(cfg.CHECKPOINT_FILE).exists()
     if folders(cfg) == PREPARED and not any(Path(folder).is_dir() and listing(folder, "data") for folder in PREPARED):
         print("No photographs in data/train_images: training on rendered cars in data/demo instead, with the preset demo.\n"
               "For Carvana's, download Kaggle's two zips and run: python prepare_data.py train.zip train_masks.zip")
@@ -65,6 +66,7 @@ from tqdm import tqdm  # noqa: E402
 
 import draw  # noqa: E402
 import gallery  # noqa: E402
+import parallel  # noqa: E402
 import utils  # noqa: E402
 from dataset import train_transform, val_transform  # noqa: E402
 from device import amp_dtype, autocast, compiling_pays, find_device, peak_memory, plainly, refuse_what_cannot_fit, to_device  # noqa: E402
@@ -100,9 +102,10 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None
                 logits = model(images)
             loss = loss_fn(logits.float(), masks)  # in float32: half precision rounds small losses away
 
+            own, together, weight = getattr(loader, "batch", (len(images), len(images), 1))  # of several processes
             if step % accumulate == 0:
                 optimizer.zero_grad()
-            scaler.scale(loss / accumulate).backward()
+            scaler.scale(loss * weight / accumulate).backward()
             if (step + 1) % accumulate == 0 or step + 1 == len(loader):
                 if clip:
                     scaler.unscale_(optimizer)
@@ -112,23 +115,23 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None
                 if after_step is not None:
                     after_step(step + 1)
 
-            bar.update(len(images))
-            seen += len(images)
-            recent.append(loss.detach() * len(images))
+            bar.update(together)
+            seen += together
+            recent.append(loss.detach() * own)
             if step in (1, 5) or len(recent) == LOOK_EVERY:
-                total += look_at(recent, len(images), step, loader, bar)
+                total += look_at(recent, together, step, loader, bar)
             if step == 1:
                 started = time.perf_counter()
             if step == 5 and epochs_left:
                 seconds = (time.perf_counter() - started) / 4 * len(loader)
                 tqdm.write(f"about {duration(seconds)} an epoch, {duration(seconds * epochs_left)} in all, and evaluation on top")
-        total += look_at(recent, len(images), step, loader, bar) if recent else 0.0
+        total += look_at(recent, together, step, loader, bar) if recent else 0.0
     return total / max(seen, 1)
 
 
 def look_at(recent, images, step, loader, bar):
     """Sum, show and forget the losses of the last steps, the last one of so many images: the only place that waits for the device."""
-    losses = torch.stack(recent).tolist()
+    losses = parallel.summed(torch.stack(recent)).tolist()
     recent.clear()
     bar.set_postfix(loss=f"{losses[-1] / images:.4f}")
     stop_if_not_finite(losses, step, loader)
@@ -151,7 +154,11 @@ def duration(seconds):
 
 
 def main(cfg):
-    device = find_device(cfg.DEVICE)
+    with parallel.together(find_device(cfg.DEVICE)) as device:
+        train(cfg, device)
+
+
+def train(cfg, device):
     labels = labels_of(vars(cfg))
     network = {"in_channels": cfg.IN_CHANNELS, "out_channels": len(cfg.CLASSES), "features": cfg.FEATURES, "unshuffle": cfg.UNSHUFFLE}
     with torch.device("meta"):  # takes no memory
@@ -185,7 +192,7 @@ def main(cfg):
     nothing_done = {"of": images, "images": 0, "loss": 0.0, "seconds": 0.0}
     run, epoch, best, history, part = uuid.uuid4().hex, 0, -1.0, [], nothing_done
     if cfg.LOAD_MODEL:
-        state = utils.read_checkpoint(cfg.CHECKPOINT_FILE)
+        state = parallel.from_first(lambda: utils.read_checkpoint(cfg.CHECKPOINT_FILE))
         compare_with_checkpoint(cfg, state.get("config", {}))
         epoch, best, history, part = utils.restore(state, model, optimizer, scaler, cfg.CHECKPOINT_FILE, average)
         run, part = state.get("run", run), part if part and part["of"] == images else nothing_done
@@ -193,10 +200,10 @@ def main(cfg):
         scores = utils.check_accuracy(val_loader, judged, device, loss_fn, full_size=True)
         print(f"Dice {scores['full_dice']:.4f} at full size")
         best = scores["dice"] if best < 0 else best
-        draw.validation_pictures(val_loader, judged, scores, cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
-        gallery.training_page(cfg, history, val_loader.dataset, scores)
+        show(cfg, history, val_loader, judged, scores)
     train_loader.sampler.epoch = epoch
-    draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
+    if parallel.FIRST:
+        draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
 
     looks = {round(len(train_loader) * (look + 1) / cfg.LOOKS_PER_EPOCH) * cfg.BATCH_SIZE for look in range(cfg.LOOKS_PER_EPOCH - 1)} | {images} if cfg.STOP_AT_DICE else set()
     reached, saved = [], time.monotonic()
@@ -204,7 +211,12 @@ def main(cfg):
     def pause(done):
         if done < images and done // cfg.BATCH_SIZE % cfg.ACCUMULATE:
             return False  # in the middle of a step
-        return signals.received or done in looks or time.monotonic() - saved > 60 * cfg.CHECKPOINT_MINUTES
+        if agreed := parallel.highest(signals.received or 0):
+            signals.received = agreed
+        return signals.received or done in looks or overdue()
+
+    def overdue():
+        return parallel.highest(int(time.monotonic() - saved > 60 * cfg.CHECKPOINT_MINUTES))
 
     def progress(step):
         return (epoch + min(part["images"] + step * cfg.BATCH_SIZE, images) / images) / cfg.NUM_EPOCHS
@@ -219,6 +231,7 @@ def main(cfg):
         average_weights(average, model, cfg.EMA, progress(step) * cfg.NUM_EPOCHS * len(train_loader) / cfg.ACCUMULATE)
 
     def evaluate(full_size, at_least=0.0):
+        parallel.same_statistics(judged)
         if cfg.BATCHNORM_IMAGES:
             utils.settle_batchnorm(judged, train_loader, cfg.BATCHNORM_IMAGES)
         scores = utils.check_accuracy(val_loader, judged, device, loss_fn, full_size=full_size, at_least=at_least)
@@ -227,20 +240,24 @@ def main(cfg):
         return scores
 
     def save(filename=cfg.CHECKPOINT_FILE):
-        utils.save_checkpoint(utils.checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part, average), filename)
+        if parallel.FIRST:
+            utils.save_checkpoint(utils.checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part, average), filename)
 
-    trained, ahead, epochs_left = model, 0.0, cfg.NUM_EPOCHS - epoch  # to announce
+    distributed = trained = parallel.wrapped(model, device)
+    ahead, epochs_left = 0.0, cfg.NUM_EPOCHS - epoch  # to announce
+    if parallel.RANKS > 1 and not cfg.LOAD_MODEL:
+        save()  # what a restart after a process's death goes on from is this run's from the first step on
     with Signals() as signals:
         while epoch < cfg.NUM_EPOCHS and not reached and not out_of_patience(history, cfg.PATIENCE):
-            if trained is model and compiling_pays(cfg.COMPILE, device, ahead):
-                trained = torch.compile(model)
+            if trained is distributed and compiling_pays(cfg.COMPILE, device, ahead):
+                trained = torch.compile(distributed)
             started = time.perf_counter()
             stretch = Stretch(train_loader, epoch, part["images"], pause)
             loss = train_fn(stretch, trained, optimizer, loss_fn, scaler, epochs_left, rate, cfg.ACCUMULATE, cfg.CLIP_GRADIENT,
                             share if cfg.RESOLUTIONS != [1.0] else None, after_step if cfg.EMA else None)
             part = {"of": images, "images": stretch.done, "loss": part["loss"] + loss * (stretch.done - stretch.first), "seconds": part["seconds"] + time.perf_counter() - started}
             epochs_left = 0
-            if signals.received or stretch.error or time.monotonic() - saved > 60 * cfg.CHECKPOINT_MINUTES:
+            if signals.received or stretch.error or overdue():
                 save()
                 saved = time.monotonic()
             if stretch.error:
@@ -268,9 +285,7 @@ def main(cfg):
             save()
             saved = time.monotonic()
             report(history, scores, cfg)
-            draw.validation_pictures(val_loader, judged, scores, cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
-            gallery.training_page(cfg, history, val_loader.dataset, scores)
-            draw.learning(val_loader.dataset, scores, epoch, os.path.join(cfg.SAVED_IMAGES_DIR, "learning.gif"))
+            show(cfg, history, val_loader, judged, scores)
 
     if reached:
         print(reached[0])
@@ -279,6 +294,15 @@ def main(cfg):
     page = os.path.join(cfg.SAVED_IMAGES_DIR, "index.html" if cfg.GALLERY_MAX else "overview.png")
     on = "demo Dice (rendered cars, not Carvana)" if is_rendered(cfg) else "validation Dice"
     print(f"best {on} {max(best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; now look at {page}")
+
+
+def show(cfg, history, loader, model, scores):
+    """Write all pictures of an evaluation."""
+    if parallel.FIRST:
+        draw.validation_pictures(loader, model, scores, cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
+        gallery.training_page(cfg, history, loader.dataset, scores)
+        draw.curves(history, f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}", os.path.join(cfg.SAVED_IMAGES_DIR, "curves.png"))
+        draw.learning(loader.dataset, scores, len(history), os.path.join(cfg.SAVED_IMAGES_DIR, "learning.gif"))
 
 
 def remark_on_few(dataset, classes):
@@ -320,11 +344,11 @@ def report(history, scores, cfg):
     if not 0.001 < scores["foreground"] < 0.999:
         print(f"warning: {100 * scores['foreground']:.2f} % of all pixels are predicted as car; the network has learnt nothing yet. "
               "Train longer, or look at LEARNING_RATE and at the masks in batch.png")
-    with replacing(os.path.join(cfg.SAVED_IMAGES_DIR, "history.csv")) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(history)
-    draw.curves(history, size, os.path.join(cfg.SAVED_IMAGES_DIR, "curves.png"))
+    if parallel.FIRST:
+        with replacing(os.path.join(cfg.SAVED_IMAGES_DIR, "history.csv")) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(history)
 
 
 if __name__ == "__main__":

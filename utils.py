@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import metrics
+import parallel
 from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, load_model, read_checkpoint, restore, save_checkpoint, take_what_fits  # noqa: F401
 from dataset import CarvanaDataset, EpochSampler
 from device import autocast, choose_workers, config_of, find_device, to_device, to_input
@@ -25,10 +26,12 @@ def get_loaders(train_dir, train_maskdir, val_dir, val_maskdir, batch_size, trai
                 num_workers=4, pin_memory=True, **reading):
     """-> train_loader, val_loader over the pairs of the four folders; see CarvanaDataset for the keyword arguments.
     Batches: images (B, C, H, W), masks (B, H, W). The training order is a function of (seed, epoch)."""
-    train = CarvanaDataset(train_dir, train_maskdir, train_transform, **reading)
-    val = CarvanaDataset(val_dir, val_maskdir, val_transform, **reading)
-    loading = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
-    return make_loader(train, sampler=EpochSampler(len(train), train.seed), **loading), make_loader(val, **loading)
+    with parallel.one_a_machine_first():
+        train = CarvanaDataset(train_dir, train_maskdir, train_transform, **reading)
+        val = CarvanaDataset(val_dir, val_maskdir, val_transform, **reading)
+    loading = {"batch_size": parallel.own_batch(batch_size), "num_workers": num_workers, "pin_memory": pin_memory}
+    sampler = EpochSampler(len(train), train.seed, batch_size, parallel.RANK, parallel.RANKS)
+    return make_loader(train, sampler=sampler, **loading), make_loader(val, sampler=parallel.part(len(val)), **loading)
 
 
 def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None):
@@ -46,7 +49,7 @@ def settle_batchnorm(model, loader, images):
 
     The running averages of training lag behind weights that still move, and hang on the last few batches.
     "Precise BatchNorm" of Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021, arXiv:2105.07576."""
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -122,41 +125,43 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     shape = (4,) if labels is None else (len(labels.names),) * 2
     # made at once: many small tensors that stay would keep the large ones between them from being one piece of memory again
     counts, full_counts = (torch.zeros(len(loader.dataset), *shape, dtype=torch.int64, device=device) for _ in range(2))
-    boundaries, predictions, loss, done = [], [], 0.0, 0
+    boundaries, predictions, loss, done = {}, {}, torch.zeros((), dtype=torch.float64), 0
+    order = loader.sampler if isinstance(loader.sampler, range) else range(len(loader.dataset))  # of several processes this one's part
     with ThreadPoolExecutor(max_workers=2) as readers:
         for images, masks in tqdm(loader, desc="evaluating", unit=" batches", delay=2, leave=False):
-            truths = [readers.submit(loader.dataset.mask, index) for index in range(done, done + len(images)) if full_size]  # while the network computes
+            indices = order[done:done + len(images)]
+            truths = [readers.submit(loader.dataset.mask, index) for index in indices if full_size]  # while the network computes
             images, masks = to_device(images, masks, model)
             with autocast(model):
                 logits = model(images)
             logits = logits.float()
             predicted = decided(logits, cut)
-            counts[done:done + len(images)] = compared(predicted, masks if labels else masks[:, 0] >= 0.5, labels)
-            predictions += [mask.reshape(-1) if labels else np.packbits(mask) for mask in predicted.cpu().numpy()]
+            counts[list(indices)] = compared(predicted, masks if labels else masks[:, 0] >= 0.5, labels)
+            predictions |= {index: mask.reshape(-1) if labels else np.packbits(mask) for index, mask in zip(indices, predicted.cpu().numpy())}
             if loss_fn is not None:
                 loss += loss_fn(logits, masks).item() * len(images)
-            for i, (logit, truth) in enumerate(zip(logits, truths), done):
+            for index, logit, truth in zip(indices, logits, truths):
                 truth = torch.from_numpy(truth.result()).to(logit.device)
                 predicted = decided(F.interpolate(logit[None], size=truth.shape, mode="bilinear"), cut)
-                full_counts[i] = compared(predicted, truth[None], labels)[0]
+                full_counts[index] = compared(predicted, truth[None], labels)[0]
                 if outlines:
-                    boundaries.append(metrics.boundary_distance(*((mask > 0).cpu().numpy() for mask in (predicted[0], truth))))
+                    boundaries[index] = metrics.boundary_distance(*((mask > 0).cpu().numpy() for mask in (predicted[0], truth)))
             done += len(images)
-            if at_least:
+            if at_least and parallel.RANKS == 1:
                 best_possible = 1 - sum(1 - row["dice"] for row in _rows(counts[:done].cpu())) / len(loader.dataset)
                 if best_possible < at_least:
                     break
     model.train(was_training)
-    if at_least and best_possible < at_least:
+    if at_least and parallel.RANKS == 1 and best_possible < at_least:
         return {"dice": best_possible}
 
-    counts = counts[:done].cpu()
+    counts, loss, predictions, boundaries = parallel.summed(counts).cpu(), parallel.summed(loss).item(), parallel.merged(predictions), parallel.merged(boundaries)
     rows = _rows(counts)
     if full_size:
-        full_counts = full_counts[:done].cpu()
+        full_counts = parallel.summed(full_counts).cpu()
         rows = [a | {f"full_{name}": value for name, value in b.items()} for a, b in zip(rows, _rows(full_counts))]
-    for row, boundary in zip(rows, boundaries):
-        row["full_boundary"] = boundary
+    for index, boundary in boundaries.items():
+        rows[index]["full_boundary"] = boundary
     result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     pixels, right = counts.sum().item(), (counts[:, 0] + counts[:, 3] if labels is None else counts.diagonal(dim1=1, dim2=2)).sum().item()
     result["foreground"] = ((counts[:, 0] + counts[:, 1]) if labels is None else counts[:, :, 1:]).sum().item() / max(pixels, 1)
@@ -165,12 +170,12 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
         if full_size:
             result["full_classes"], result["full_confusion"] = _classes(full_counts, labels), full_counts.sum(0).tolist()
     if loss_fn is not None:
-        result["loss"] = loss / done
+        result["loss"] = loss / len(loader.dataset)
     if hasattr(loader.dataset, "pairs"):
         rows = [{"name": image.name} | row for (image, _), row in zip(loader.dataset.pairs, rows)]
     print(f"Got {right}/{pixels} with acc {100 * right / max(pixels, 1):.2f}")
     print(f"Dice score: {result['dice']:.6f}")
-    return result | {"images": rows, "masks": predictions, "size": tuple(logits.shape[2:])}
+    return result | {"images": rows, "masks": [predictions[index] for index in sorted(predictions)], "size": tuple(logits.shape[2:])}
 
 
 def mean_scores(pairs, constants):
