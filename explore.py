@@ -25,6 +25,7 @@ REACH = 15  # pixels around the outline whose edges the outline's are compared w
 ALIKE = 1.0  # levels that two pictures, scaled to 24x16, may be apart on average where one counts as the other's double
 ODD = 6.0  # robust standard deviations from the median
 CONTACT_SHEET = 24  # pictures
+CLEAR_REACH, CLEAR, CLEAR_LEVELS = 6, 4.0, 30.0  # a clear edge: pixels across the outline, times as steep as others, levels a pixel
 FACTS = {"share": "foreground, % of the pixels", "brightness": "brightness, 0 to 255", "contrast": "contrast, standard deviation of the levels", "agreement": "edges at the outline, times those around it"}
 
 
@@ -35,6 +36,7 @@ def arguments():
     parser.add_argument("--masks", metavar="DIR", default=config.TRAIN_MASK_DIR, help="their masks (default %(default)s)")
     parser.add_argument("--out", metavar="FILE.html", default=os.path.join(config.SAVED_IMAGES_DIR, "explore.html"), help="the page (default %(default)s)")
     parser.add_argument("--most", type=int, default=200, metavar="N", help="pictures in the page, those whose outline agrees least with the photograph first (default 200)")
+    parser.add_argument("--noise", action="store_true", help="measure, at full size, how far the masks' outlines lie from the photographs' edges where these are clear, and what Dice that allows")
     config.add_options(parser, ("MASK_SUFFIX", "GROUP_REGEX", "CLASSES", "PALETTE", "IGNORE_INDEX"))
     args = parser.parse_args()
     args.cfg = config.checked(args)
@@ -70,6 +72,43 @@ def agreement(grey, mask):
     outline = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
     near = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((2 * REACH + 1,) * 2, np.uint8)) > 0
     return edges[outline].mean() / max(1e-6, edges[near].mean()) if outline.any() else np.nan
+
+
+def outline_noise(pair, labels=None):
+    """-> (distances in pixels of the mask's outline from the strongest edge of the photograph across it, float (n,), the outline's length over the mask's area in 1 / pixels).
+
+    At points of the outline whose edge is clear: within CLEAR_REACH pixels along the normal one place is CLEAR times as steep as any that is more than two
+    pixels away from it, and at least CLEAR_LEVELS."""
+    grey, mask = read_image(pair[0], None, 1)[..., 0].astype(np.float32), read_target(pair[1], labels) > 0
+    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 3)
+    down, right = cv2.Sobel(soft, cv2.CV_32F, 0, 1), cv2.Sobel(soft, cv2.CV_32F, 1, 0)
+    contours = [contour[:, 0] for contour in cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0] if len(contour) > 200]
+    if not contours:
+        return np.empty(0), np.nan
+    length = sum(cv2.arcLength(contour, True) for contour in contours)
+    points = np.concatenate([contour[::8] for contour in contours])
+    x, y = points.T
+    normal = np.stack((right[y, x], down[y, x]), 1)
+    normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)  # inwards; the outline itself runs half a pixel out of the contour's centres
+    along = np.arange(-CLEAR_REACH, CLEAR_REACH + 0.01, 0.5)
+    at = (points[:, None] + normal[:, None] * (along[:, None] - 0.5)).astype(np.float32)  # (points, places, 2)
+    steep = abs(np.gradient(cv2.GaussianBlur(cv2.remap(grey, at[..., 0], at[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), (5, 1), 1.0), 0.5, axis=1))
+    best = steep.argmax(1)
+    others = np.where(abs(along - along[best][:, None]) > 2, steep, 0).max(1)
+    height, width = grey.shape
+    clear = (steep.max(1) > CLEAR_LEVELS) & (steep.max(1) > CLEAR * others) & ((points > CLEAR_REACH) & (points < np.array([width, height]) - CLEAR_REACH)).all(1)
+    return along[best[clear]], length / mask.sum()
+
+
+def noise_words(found):
+    """What outline_noise found of all pairs, in words. A mask whose outline is off by d everywhere differs in d * length pixels, and has Dice 1 - d * length / (2 * area)."""
+    distances = np.concatenate([one for one, _ in found])
+    if len(distances) < 100:
+        return "too few clear edges at the outlines to measure"
+    ratio = np.nanmedian([ratio for _, ratio in found])
+    off, shift = abs(distances - np.median(distances)), np.median(distances)
+    return (f"{off.mean():.2f} pixels off on average, half of them within {np.median(off):.2f}, around a median of {abs(shift):.2f} {'outside' if shift < 0 else 'inside'}, at {len(distances):,} points "
+            f"with a clear edge; a mask that is right but for as much everywhere scores Dice {1 - off.mean() * ratio / 2:.4f} ({1 - np.median(off) * ratio / 2:.4f} by the half)")
 
 
 def doubles(rows):
@@ -156,6 +195,8 @@ def main(args):
     rows = list(in_threads(lambda pair: look(pair, args.labels), pairs, "looking", " pairs"))
     same, alike, odd = *doubles(rows), oddities(rows)
     lines = summary(rows, same, alike, odd, args)
+    if args.noise:
+        lines.append(("outlines", noise_words(list(in_threads(lambda pair: outline_noise(pair, args.labels), pairs, "measuring", " pairs")))))
     for what, words in lines:
         print(f"{what}: {words}")
     worst = np.argsort([row["agreement"] for row in rows])[:args.most]  # nan comes last

@@ -74,3 +74,21 @@ def test_the_networks_picture_is_the_networks():
     words = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert [word for word in words if "×" in word] == ["50×61", "32×32", "16×16", "8×8", "4×4", "8×8", "16×16", "32×32", "50×61"]
     assert [word for word in words if word.isdigit()] == ["1", "4", "6", "8", "16", "8", "6", "4", "1"]
+
+
+def test_outlines_that_are_off_are_measured(tmp_path):
+    """Dark squares whose masks are up to three pixels larger or smaller on each side."""
+    pairs, rng = [], np.random.default_rng(0)
+    for i in range(12):
+        image, mask = np.full((300, 400), 220, np.uint8), np.zeros((300, 400), bool)
+        image[60:240, 80:320] = 60
+        top, left, bottom, right = rng.integers(-3, 4, 4) if i % 2 else (0, 0, 0, 0)
+        mask[60 + top:240 + bottom, 80 + left:320 + right] = True
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+        write_mask(tmp_path / f"{i}.gif", mask)
+        pairs.append((tmp_path / f"{i}.png", tmp_path / f"{i}.gif"))
+    exact, off = ([explore.outline_noise(pair) for pair in pairs[start::2]] for start in (0, 1))
+    assert abs(np.concatenate([one for one, _ in exact])).max() <= 0.5 and len(exact[0][0]) > 50
+    distances = abs(np.concatenate([one for one, _ in off]))
+    assert 1.2 < distances.mean() < 2.2 and exact[0][1] == pytest.approx(2 * (180 + 240) / (180 * 240), rel=0.02)
+    assert "scores Dice 0.9" in explore.noise_words(off) and explore.noise_words(exact[:0] + [(np.empty(0), np.nan)]).startswith("too few")
