@@ -83,7 +83,7 @@ def save_checkpoint(state, filename="my_checkpoint.pth.tar"):
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if "run" in state and path.exists() and _run_of(path) != state["run"]:
+        if "run" in state and path.exists() and run_of(path) != state["run"]:
             stem = path.name.removesuffix(".pth.tar")
             aside = next(name for n in range(1, 10**6) if not (name := path.with_name(f"{stem}_{n}.pth.tar")).exists())
             path.rename(aside)
@@ -105,7 +105,7 @@ def sync_folder(folder):
         os.close(number)
 
 
-def _run_of(path):
+def run_of(path):
     """The "run" of a checkpoint file, None where there is none to be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
@@ -126,7 +126,7 @@ def load_checkpoint(checkpoint, model, assign=False, name="the checkpoint"):
     if faults:
         more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(f"{name} is of another network: {'; '.join(faults[:3])}{more}. "
-                        "Give the FEATURES, UNSHUFFLE and IN_CHANNELS it was trained with")
+                        "Give the FEATURES, UNSHUFFLE, IN_CHANNELS and CLASSES it was trained with")
     target.load_state_dict(weights, assign=assign)
 
 
@@ -199,10 +199,13 @@ def _kind(thing):
     return str(thing.dtype if getattr(thing, "layout", None) == torch.strided else getattr(thing, "layout", type(thing).__name__)).removeprefix("torch.")
 
 
-def take_what_fits(checkpoint, model):
-    """Fill a model with those weights of a checkpoint that have its names and shapes -> what was not taken, in words."""
+def take_what_fits(checkpoint, model, name="the checkpoint"):
+    """Fill a model with those weights of a checkpoint that have its names and shapes -> what was not taken, in words. Raises UserError where no convolution fits."""
     theirs, ours = _plain_names(checkpoint.get("state_dict", checkpoint)), model.state_dict()
     fitting = {name: tensor for name, tensor in theirs.items() if name in ours and tensor.shape == ours[name].shape}
+    if not any(tensor.dim() == 4 for tensor in fitting.values()):
+        features = [tensor.shape[0] for key, tensor in sorted(theirs.items()) if key.startswith("downs.") and key.endswith(".conv.0.weight")]
+        raise UserError(f"none of the convolutions in {printable(name)} fits this network; it has FEATURES {' '.join(map(str, features))} and UNSHUFFLE {checkpoint.get('config', {}).get('UNSHUFFLE', 1)}: set these")
     model.load_state_dict(fitting, strict=False)
     return [f"{name} {tuple(ours[name].shape)}" + (f", there {tuple(theirs[name].shape)}" if name in theirs else "") for name in ours if name not in fitting]
 

@@ -116,7 +116,7 @@ from pictures import UserError, printable, refuse  # noqa: E402
 def constants():
     """{name: (value, why)} in the order above, the whys read from this file's own comments."""
     source = Path(__file__).read_text(encoding="utf-8")
-    whys = dict(re.findall(r"^([A-Z][A-Z_]*) *=.*?# *(.*)$", source, re.MULTILINE))
+    whys = dict(re.findall(r"^([A-Z][A-Z_]*) *=.*?  # *(.*)$", source, re.MULTILINE))
     return {name: (value, whys.get(name, "")) for name, value in globals().items() if name.isupper() and name != "PRESETS"}
 
 

@@ -55,6 +55,10 @@ class CarvanaDataset(Dataset):
         """What pictures.read_pair returns of an item, from the cache where there is one."""
         return self.cache[index] if self.cache else read_pair(self.pairs[index], **self.reading)
 
+    def small_mask(self, index):
+        """The mask of `read` alone."""
+        return self.cache[index][1] if self.cache else read_target(self.pairs[index][1], self.reading["labels"], self.reading["size"], self.reading["mask_resize"])
+
     def mask(self, index, size=None):
         """The true mask of an item, hard: bool (H, W) or, with labels, uint8 (H, W). size: (H, W), None for the file's own."""
         mask = read_target(self.pairs[index][1], self.reading["labels"], size)

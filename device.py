@@ -95,11 +95,11 @@ def autocast(model):
 
 
 def to_device(images, masks, model):
-    """A batch of a loader -> float32 images (B, C, H, W) and masks on the model's device: float32 (B, 1, H, W), or int64 (B, H, W) where they are uint8 indices of classes.
+    """A batch of a loader -> float32 images (B, C, H, W) and masks on the model's device: float32 (B, 1, H, W), or of several classes int64 (B, H, W).
 
     uint8 levels become (level / 255 - MEAN) / STD here; floats were normalised by a pipeline and pass."""
     masks = masks.to(device_of(model), non_blocking=True)
-    masks = masks.long() if masks.dtype == torch.uint8 else masks.float()
+    masks = masks.float() if len(config_of(model)["CLASSES"]) == 1 else masks.long()
     return to_input(images, model), masks.unsqueeze(1) if masks.dim() == 3 and masks.is_floating_point() else masks
 
 

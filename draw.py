@@ -81,7 +81,7 @@ def as_picture(mask, colours=None):
 
 def key(labels):
     """What the colours of difference() mean, in words."""
-    return "orange: wrongly taken as car   blue: missed" if labels is None else f"orange: wrongly not {labels.names[0]}   blue: wrongly {labels.names[0]}   pink: one class for another"
+    return "orange: wrongly taken   blue: missed" if labels is None else f"orange: wrongly not {labels.names[0]}   blue: wrongly {labels.names[0]}   pink: one class for another"
 
 
 def sheet(rows, heads=(), foot=""):
@@ -188,7 +188,7 @@ def curves(history, size, path):
         axes.set(title=title, yscale=scale if all(y > 0 for line in axes.lines for y in line.get_ydata()) else "linear")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend() if len(lines) > 1 else None
+        axes.legend() if len(axes.lines) > 1 else None
         axes.set_ylim(bottom=0) if scale == "linear" else None
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110)

@@ -29,10 +29,10 @@ import numpy as np
 
 import config
 import demo_data
-from pictures import SHIPPED, UserError, brief, check_folders, find_pairs, keep_freed_memory, labels_of, printable, read_image, read_labels, read_mask, refuse, replacing, user_errors
+from pictures import MASK_SUFFIX, SHIPPED, UserError, brief, check_folders, find_pairs, keep_freed_memory, labels_of, printable, read_image, read_labels, read_mask, refuse, replacing, user_errors
 
 EAGER = "with torch.no_grad():\n    logits = model(torch.from_numpy(images)).numpy()"
-FORMATS = {  # file, how it is loaded, how it is run: images, float32 (B, C, H, W), become logits (B, 1, H, W)
+FORMATS = {  # file, how it is loaded, how it is run: images, float32 (B, C, H, W), become logits (B, classes, H, W)
     "weights": ("unet_weights.pth.tar", 'import torch, utils  # in this project\'s folder\nmodel = utils.load_model("unet_weights.pth.tar", "cpu")', EAGER),
     "pth": ("unet_model.pth", 'import torch\nmodel = torch.load("unet_model.pth", weights_only=False)  # in this project\'s folder; runs what is in the file',
             EAGER),
@@ -59,7 +59,9 @@ def arguments():
     parser.add_argument("--masks", metavar="DIR", help="their masks")
     parser.add_argument("--calibration", metavar="DIR", default=config.TRAIN_IMG_DIR, help="photographs, with masks in --calibration-masks, that int8's ranges are found on; default %(default)s, or rendered ones")
     parser.add_argument("--calibration-masks", metavar="DIR", default=config.TRAIN_MASK_DIR, help="default %(default)s")
+    config.add_options(parser, ["MASK_SUFFIX"])
     args = parser.parse_args()
+    args.suffix = config.checked(args).MASK_SUFFIX
     if bool(args.images) != bool(args.masks):
         raise UserError("--images and --masks go together; give both, or neither")
     if not Path(args.model).is_file():
@@ -68,7 +70,7 @@ def arguments():
     if missing:
         raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed, which onnx and int8 need; pip install {' '.join(missing)}, or leave them out of --formats")
     if args.images:
-        check_folders((args.images, args.masks), suffix=config.MASK_SUFFIX)
+        check_folders((args.images, args.masks), suffix=args.suffix)
     return args
 
 
@@ -281,7 +283,7 @@ def fault(name, row, reference):
 # ---------------------------------------------------------------- main
 
 def pairs_for(args, trained, model):
-    """-> (pairs to calibrate on, pairs to score on, what these are), each [(image (1, C, H, W) float32, mask bool (H, W))]."""
+    """-> (pairs to calibrate on, pairs to score on, what these are), each [(image (1, C, H, W) float32, mask as CarvanaDataset.mask returns it)]."""
     size = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"])
     with tempfile.TemporaryDirectory() as folder:
         def rendered():
@@ -293,15 +295,15 @@ def pairs_for(args, trained, model):
 
         labels = labels_of(trained)
 
-        def some(images, masks, count):
-            pairs = find_pairs(images, masks, config.MASK_SUFFIX)
+        def some(images, masks, count, suffix):
+            pairs = find_pairs(images, masks, suffix)
             pairs = [pairs[i * len(pairs) // count] for i in range(count)] if len(pairs) > count else pairs
             return [(prepared(read_image(image, size, trained["IN_CHANNELS"]), model), read_labels(mask, labels) if labels else read_mask(mask) > 127) for image, mask in pairs]
 
         there = Path(args.calibration).is_dir() and Path(args.calibration_masks).is_dir()
-        calibration = some(*((args.calibration, args.calibration_masks) if there else rendered()[:2]), CALIBRATION + CHOSEN_ON) if "int8" in args.formats else []
+        calibration = [] if "int8" not in args.formats else some(args.calibration, args.calibration_masks, CALIBRATION + CHOSEN_ON, args.suffix) if there else some(*rendered()[:2], CALIBRATION + CHOSEN_ON, MASK_SUFFIX)
         folders = (args.images, args.masks) if args.images else (config.VAL_IMG_DIR, config.VAL_MASK_DIR) if Path(config.VAL_IMG_DIR).is_dir() else None
-        scored = some(*(folders or rendered()[2:]), SCORED)
+        scored = some(*folders, SCORED, args.suffix) if folders else some(*rendered()[2:], SCORED, MASK_SUFFIX)
     if len(calibration) < 8 and "int8" in args.formats:
         raise UserError(f"{args.calibration} holds {len(calibration)} photographs; int8 needs 8 at least, name others with --calibration and --calibration-masks")
     if 0 < len(calibration) <= CALIBRATION:  # few: ranges from all, and the choice on the same

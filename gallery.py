@@ -82,7 +82,7 @@ def flat(mask, colours):
 
 
 def object_words(labels):
-    return "car" if labels is None else f"not {labels.names[0]}"
+    return "foreground" if labels is None else f"not {labels.names[0]}"
 
 
 def prediction_card(path, name, mask, shares, unsure, colours=None):

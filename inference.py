@@ -116,25 +116,33 @@ def main(args):
         if clash:
             raise UserError(f"{printable(clash[0])} is one of the photographs, and would be overwritten; choose another folder with --out")
         Path(args.out).mkdir(parents=True, exist_ok=True)
+    run = {"model": hashlib.sha256(Path(args.model).read_bytes()).hexdigest(), "threshold": args.threshold, "tta": args.tta}
+    if args.rle and Path(args.rle).exists() and earlier_run(args.rle) != run:
+        raise UserError(f"{args.rle} is there already, and not of this model, --threshold and --tta; remove it, or name another file")
     import device  # torch takes seconds to import; what is wrong with the arguments is known by now
     import parallel
     with parallel.together(device.find_device(args.device)) as found:
-        predict_part(args, photographs, failed, found)
+        predict_part(args, photographs, failed, found, run)
 
 
-def predict_part(args, photographs, failed, device):
+def predict_part(args, photographs, failed, where, run):
     """Everything about the photographs that are this process's part."""
     import torch
 
+    import device
     import parallel
+    import utils
     failed = failed if parallel.FIRST else []
+    model = utils.load_model(args.model, where)
+    if labels_of(device.config_of(model)) and (args.rle or args.threshold):
+        raise UserError(f"{printable(args.model)} tells {len(device.config_of(model)['CLASSES'])} classes apart; --rle and --threshold are for models of one")
     with contextlib.ExitStack() as stack:
-        rows = stack.enter_context(Submission(args)) if args.rle else None
+        rows = stack.enter_context(Submission(args.rle, run)) if args.rle else None
         if rows:
             photographs = [one for one in photographs if one[2] not in rows.done]
         photographs = [photographs[index] for index in parallel.part(len(photographs))]
         before, done, cards, started = len(rows.done) if rows else 0, 0, [], time.perf_counter()
-        for photograph, result in zip(photographs, results(args, photographs, device)):
+        for photograph, result in zip(photographs, results(args, photographs, model)):
             if isinstance(result, UserError):
                 failed.append(str(result))
                 continue
@@ -160,18 +168,14 @@ def predict_part(args, photographs, failed, device):
         sys.exit(1)
 
 
-def results(args, photographs, where):
+def results(args, photographs, model):
     """For each photograph in order: (shares of the classes in words, paths written, run lengths or None, card of the page or None), or the UserError that it ended with."""
     if not photographs:
         return
     import torch  # takes seconds, and so does what follows
 
     import device
-    import utils
-    model = utils.load_model(args.model, where)
     trained = device.config_of(model)
-    if args.rle and labels_of(trained) or args.threshold and labels_of(trained):
-        raise UserError(f"{printable(args.model)} tells {len(trained['CLASSES'])} classes apart; --rle and --threshold are for models of one")
     print(f"{printable(args.model)}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters at {trained['IMAGE_HEIGHT']}x{trained['IMAGE_WIDTH']} on {device.device_of(model)}")
     device.keep_half(model)
     batches = [photographs[i:i + args.batch_size] for i in range(0, len(photographs), args.batch_size)]
@@ -223,7 +227,7 @@ def finish(photograph, logits, trained, args):
     logits, paint = utils.upsample(logits, size), labels and colours_of(labels)
     if labels is None:
         mask, logits = logits[0] > np.float32(utils.cut_of(trained)), logits[0]
-        shares = f"car {100 * cv2.countNonZero(mask.view(np.uint8)) / mask.size:.1f} %"
+        shares = f"{printable(trained['CLASSES'][0])} {100 * cv2.countNonZero(mask.view(np.uint8)) / mask.size:.1f} %"
     else:  # what follows is about all classes but the first, as one
         mask, logits = logits.argmax(0).astype(np.uint8), np.logaddexp.reduce(logits[1:], 0) - logits[0]
         counts = np.bincount(mask.ravel(), minlength=len(labels.names))
@@ -266,14 +270,11 @@ def run_lengths(mask):
 class Submission:
     """A csv that grows by a row at a time. What an earlier run of the same model, threshold and --tta wrote to it stays.
 
-    Of several processes the first writes to it, the others to files beside it that are added to it in the end, or by the next run.
-    Raises UserError where the file is of another run, or no such csv."""
+    Of several processes the first writes to it, the others to files beside it that are added to it in the end, or by the next run."""
 
-    def __init__(self, args):
+    def __init__(self, path, run):
         import parallel
-        self.parallel = parallel
-        self.path, self.beside = Path(args.rle), Path(args.rle).with_name(f".{Path(args.rle).name}.run")
-        self.run = {"model": hashlib.sha256(Path(args.model).read_bytes()).hexdigest(), "threshold": args.threshold, "tta": args.tta}
+        self.parallel, self.path, self.run = parallel, Path(path), run
         self.done = set()
         if parallel.FIRST and self.path.exists():
             self.go_on()
@@ -283,12 +284,6 @@ class Submission:
         self.done = parallel.from_first(lambda: self.done)
 
     def go_on(self):
-        try:
-            earlier = json.loads(self.beside.read_text())
-        except (OSError, ValueError):
-            earlier = None
-        if earlier != self.run:
-            raise UserError(f"{self.path} is there already, and not of this model, --threshold and --tta; remove it, or name another file")
         with open(self.path, "rb+") as file:
             file.truncate(whole(file))  # less the row in which the run was ended
         self.add_parts()
@@ -299,24 +294,25 @@ class Submission:
 
     def __enter__(self):
         if self.parallel.FIRST:
-            with replacing(self.beside) as temporary:
+            with replacing(beside(self.path)) as temporary:
                 temporary.write_text(json.dumps(self.run))
         self.file = open(self.path if self.parallel.FIRST else self.path.with_name(f".{self.path.name}.{self.parallel.RANK}"), "a", newline="", encoding="utf-8")
         self.writer = csv.writer(self.file, lineterminator="\n")
         if self.file.tell() == 0 and self.parallel.FIRST:
             self.writer.writerow(FIELDS)
+            self.file.flush()
         return self
 
     def parts(self):
         return sorted(self.path.parent.glob(f".{glob.escape(self.path.name)}.[0-9]*"))
 
     def add_parts(self):
-        """Add what other processes wrote beside the csv to it, in whole rows."""
+        """Add what other processes wrote beside the csv to it: whole rows, of photographs that it has not."""
         for path in self.parts():
+            with open(self.path, "rb") as file:
+                there = {line.split(b",", 1)[0] for line in file}
             with open(path, "rb") as part, open(self.path, "ab") as file:
-                end = whole(part)
-                part.seek(0)
-                file.write(part.read(end))
+                file.writelines(line for line in part if line.endswith(b"\n") and line.split(b",", 1)[0] not in there)
             path.unlink()
 
     def add(self, name, runs):
@@ -328,6 +324,19 @@ class Submission:
         self.file.close()
         if failure is None and self.parallel.FIRST:
             self.add_parts()
+
+
+def beside(path):
+    """Where a csv's run is written down."""
+    return Path(path).with_name(f".{Path(path).name}.run")
+
+
+def earlier_run(path):
+    """Which model and options wrote a csv; None where that is not known."""
+    try:
+        return json.loads(beside(path).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def whole(file):

@@ -34,6 +34,8 @@ class Stretch:
                 if self.pause(self.done):
                     return
         except Exception as error:  # from reading alone: what goes wrong in a step is not raised here
+            if parallel.RANKS > 1:  # the others are in the middle of a step
+                raise
             self.error = error
 
 

@@ -72,7 +72,7 @@ def one_against_all(matrices):
 def class_scores(matrices, score):
     """dice, iou, precision or recall of each class -> float64 (B, C); not a number where a class is neither in the image's truth nor in what was predicted."""
     counts = one_against_all(matrices)
-    values = score(counts.flatten(0, 1)).view(counts.shape[:2])
+    values = torch.where(counts[..., 0] == 0, 0.0, score(counts.flatten(0, 1)).view(counts.shape[:2]))  # 0 of a class that is there and was never found
     return torch.where(counts[..., :3].sum(2) == 0, torch.nan, values)
 
 

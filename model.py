@@ -76,5 +76,5 @@ class UNET(nn.Module):
             x = double_conv(torch.cat((skip, x), dim=1))  # (B, 2f, 2h, 2w) -> (B, f, 2h, 2w)
         x = self.final_conv(x)
         if self.unshuffle > 1:
-            x = F.pixel_shuffle(x, self.unshuffle)  # (B, u * u, h, w) -> (B, 1, u * h, u * w)
+            x = F.pixel_shuffle(x, self.unshuffle)  # (B, out * u * u, h, w) -> (B, out, u * h, u * w)
         return x[:, :, :height, :width]

@@ -8,6 +8,8 @@ import contextlib
 import functools
 import os
 import sys
+import uuid
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -17,7 +19,8 @@ from tqdm import tqdm
 from pictures import UserError, brief
 
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-LOCAL_RANK, RESTARTS = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
+RESTARTED = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 FIRST = RANK == 0  # the process that prints and writes
 
 
@@ -30,20 +33,28 @@ def together(device):
         yield device
         return
     if device.type == "cuda":
+        if LOCAL_RANK >= torch.cuda.device_count():
+            raise UserError(f"{os.environ.get('LOCAL_WORLD_SIZE')} processes on a machine with {torch.cuda.device_count()} GPUs; each needs one of its own, lower --nproc-per-node")
         device = torch.device("cuda", LOCAL_RANK)
         torch.cuda.set_device(device)
     if not FIRST:
         sys.stdout = open(os.devnull, "w")
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
-    dist.init_process_group("cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo")
     try:
+        dist.init_process_group("cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))  # others wait for a first decoding
         yield device
     except RuntimeError as error:  # a collective whose other end has gone
-        if not isinstance(error, dist.DistError) and "onnection" not in str(error):
+        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in ("onnection", "imed out", "connect")):
             raise
         raise UserError(f"another process of this run ended ({brief(error)}); what is in the last checkpoint is good: "
                         "--load-model true goes on from it, torchrun --max-restarts 3 does so by itself") from error
     dist.destroy_process_group()
+
+
+def run_name():
+    """What tells this training from others, the same after the launcher's restarts."""
+    launcher = f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()} {os.environ.get('MASTER_PORT')}" if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return uuid.uuid5(uuid.NAMESPACE_OID, launcher).hex if launcher else uuid.uuid4().hex
 
 
 def part(count):
@@ -109,9 +120,13 @@ def from_first(function):
 
 @contextlib.contextmanager
 def one_a_machine_first():
-    """One process of each machine runs the block first, then the others: it makes what they find."""
+    """One process of each machine runs the block first, with all its cores, then the others: it makes what they find."""
     if RANKS > 1 and LOCAL_RANK:
         dist.barrier()
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if not LOCAL_RANK:
+        os.environ["LOCAL_WORLD_SIZE"] = "1"
     yield
+    os.environ["LOCAL_WORLD_SIZE"] = processes
     if RANKS > 1 and not LOCAL_RANK:
         dist.barrier()

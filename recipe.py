@@ -93,11 +93,13 @@ def average_weights(average, model, decay, steps):
 
 
 def shrunk(images, masks, share, multiple):
-    """Images (B, C, H, W) and masks (B, 1, H, W) at about this share of their size, sides a multiple of `multiple`, by area."""
+    """Images (B, C, H, W) and masks, float (B, 1, H, W) or indices of classes (B, H, W), at about this share of their size, sides a multiple of `multiple`, by area (indices by nearest)."""
     if share == 1:
         return images, masks
     size = [max(multiple, round(share * side / multiple) * multiple) for side in images.shape[2:]]
-    return (F.interpolate(each, size=size, mode="area") for each in (images, masks))
+    if masks.is_floating_point():
+        return (F.interpolate(each, size=size, mode="area") for each in (images, masks))
+    return F.interpolate(images, size=size, mode="area"), F.interpolate(masks[:, None].float(), size=size, mode="nearest")[:, 0].long()
 
 
 def learning_rate(schedule, highest, warmup, progress):

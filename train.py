@@ -17,13 +17,15 @@ PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data
 def configured():
     """The configuration of this run, its files checked; where there are no photographs yet, that of the demo."""
     cfg = config.load(description=__doc__)
-    cfg.LOAD_MODEL |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and Path(cfg.CHECKPOINT_FILE).exists()
-    if folders(cfg) == PREPARED and not any(Path(folder).is_dir() and listing(folder, "data") for folder in PREPARED):
-        print("No photographs in data/train_images: training on rendered cars in data/demo instead, with the preset demo.\n"
+    rendered = {1: "demo", len(demo_data.PARTS): "parts"}.get(len(cfg.CLASSES) if len(cfg.CLASSES) == 1 or tuple(cfg.CLASSES) == demo_data.PARTS else 0)
+    if rendered and folders(cfg) == PREPARED and not any(Path(folder).is_dir() and listing(folder, "data") for folder in PREPARED):
+        print(f"No photographs in data/train_images: training on rendered cars in data/{rendered} instead, with the preset {rendered}.\n"
               "For Carvana's, download Kaggle's two zips and run: python prepare_data.py train.zip train_masks.zip")
-        cfg = config.load(base="demo")
-    if is_rendered(cfg) and not Path(cfg.TRAIN_IMG_DIR).exists():
-        demo_data.render_set(Path(cfg.TRAIN_IMG_DIR).parent, parts=tuple(cfg.CLASSES) == demo_data.PARTS)
+        cfg = config.load(base=rendered)
+    if is_rendered(cfg) and not Path(cfg.TRAIN_IMG_DIR).exists() and os.environ.get("LOCAL_RANK", "0") == "0":
+        demo_data.render_set(Path(cfg.TRAIN_IMG_DIR).parent, parts=is_rendered(cfg, "parts"))
+    while is_rendered(cfg) and not Path(cfg.TRAIN_IMG_DIR).exists():  # another process of this machine renders
+        time.sleep(0.5)
     check_folders((cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR), (cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR), suffix=cfg.MASK_SUFFIX)
     written = {"CHECKPOINT_FILE": cfg.CHECKPOINT_FILE, "BEST_CHECKPOINT_FILE": cfg.BEST_CHECKPOINT_FILE}
     for name, file in written.items():
@@ -33,9 +35,10 @@ def configured():
         raise UserError(f"--checkpoint-file and --best-checkpoint-file are both {cfg.CHECKPOINT_FILE!r}; one would overwrite the other")
     if Path(cfg.SAVED_IMAGES_DIR).exists() and not Path(cfg.SAVED_IMAGES_DIR).is_dir():
         raise UserError(f"--saved-images-dir: expected a folder, found the file {cfg.SAVED_IMAGES_DIR!r}; name another")
-    if cfg.INIT_WEIGHTS and not Path(cfg.INIT_WEIGHTS).is_file():
+    first = os.environ.get("RANK", "0") == "0"  # of several processes: the one that reads checkpoints
+    if first and cfg.INIT_WEIGHTS and not Path(cfg.INIT_WEIGHTS).is_file():
         raise UserError(f"no checkpoint {cfg.INIT_WEIGHTS!r} to take weights from; name another with --init-weights, or leave it away")
-    if cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
+    if first and cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
         raise UserError(f"no checkpoint {cfg.CHECKPOINT_FILE!r} to go on from; leave --load-model away to train anew")
     return cfg
 
@@ -44,8 +47,8 @@ def folders(cfg):
     return cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR, cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR
 
 
-def is_rendered(cfg):
-    return any(Path(cfg.TRAIN_IMG_DIR) == Path(config.PRESETS[name]["TRAIN_IMG_DIR"]) for name in ("demo", "parts"))
+def is_rendered(cfg, *sets):
+    return any(Path(cfg.TRAIN_IMG_DIR) == Path(config.PRESETS[name]["TRAIN_IMG_DIR"]) for name in sets or ("demo", "parts"))
 
 
 if __name__ == "__main__":  # wrong words and wrong folders are answered before the seconds that torch takes to import
@@ -56,8 +59,8 @@ if __name__ == "__main__":  # wrong words and wrong folders are answered before 
 import copy  # noqa: E402
 import csv  # noqa: E402
 import math  # noqa: E402
+import shlex  # noqa: E402
 import sys  # noqa: E402
-import uuid  # noqa: E402
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -163,7 +166,7 @@ def train(cfg, device):
     network = {"in_channels": cfg.IN_CHANNELS, "out_channels": len(cfg.CLASSES), "features": cfg.FEATURES, "unshuffle": cfg.UNSHUFFLE}
     with torch.device("meta"):  # takes no memory
         parameters = sum(p.numel() for p in UNET(**network).parameters())
-    refuse_what_cannot_fit(parameters, (cfg.BATCH_SIZE, cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), cfg.FEATURES[0] / cfg.UNSHUFFLE**2, device)
+    refuse_what_cannot_fit(parameters, (parallel.own_batch(cfg.BATCH_SIZE), cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), cfg.FEATURES[0] / cfg.UNSHUFFLE**2, device)
     torch.manual_seed(cfg.SEED)
     torch.backends.cudnn.benchmark = True
 
@@ -176,7 +179,7 @@ def train(cfg, device):
     model = UNET(**network).to(device, memory_format=torch.channels_last)
     model.config = vars(cfg)
     if cfg.INIT_WEIGHTS and not cfg.LOAD_MODEL:
-        left = utils.take_what_fits(utils.read_checkpoint(cfg.INIT_WEIGHTS), model)
+        left = utils.take_what_fits(parallel.from_first(lambda: utils.read_checkpoint(cfg.INIT_WEIGHTS)), model, cfg.INIT_WEIGHTS)
         print(f"weights of {cfg.INIT_WEIGHTS}" + (f", but not: {'; '.join(left[:4])}{f' and {len(left) - 4} more' if len(left) > 4 else ''}" if left else ""))
     average = copy.deepcopy(model) if cfg.EMA else None
     judged = average or model
@@ -190,9 +193,9 @@ def train(cfg, device):
     remark_on_few(train_loader.dataset, cfg.CLASSES)
     images = len(train_loader.dataset)
     nothing_done = {"of": images, "images": 0, "loss": 0.0, "seconds": 0.0}
-    run, epoch, best, history, part = uuid.uuid4().hex, 0, -1.0, [], nothing_done
-    if cfg.LOAD_MODEL:
-        state = parallel.from_first(lambda: utils.read_checkpoint(cfg.CHECKPOINT_FILE))
+    run, epoch, best, history, part = parallel.run_name(), 0, -1.0, [], nothing_done
+    restarted = parallel.RESTARTED and utils.run_of(cfg.CHECKPOINT_FILE) == run
+    if state := parallel.from_first(lambda: utils.read_checkpoint(cfg.CHECKPOINT_FILE) if cfg.LOAD_MODEL or restarted else None):
         compare_with_checkpoint(cfg, state.get("config", {}))
         epoch, best, history, part = utils.restore(state, model, optimizer, scaler, cfg.CHECKPOINT_FILE, average)
         run, part = state.get("run", run), part if part and part["of"] == images else nothing_done
@@ -211,9 +214,7 @@ def train(cfg, device):
     def pause(done):
         if done < images and done // cfg.BATCH_SIZE % cfg.ACCUMULATE:
             return False  # in the middle of a step
-        if agreed := parallel.highest(signals.received or 0):
-            signals.received = agreed
-        return signals.received or done in looks or overdue()
+        return parallel.highest(signals.received or 0) or done in looks or overdue()
 
     def overdue():
         return parallel.highest(int(time.monotonic() - saved > 60 * cfg.CHECKPOINT_MINUTES))
@@ -245,7 +246,7 @@ def train(cfg, device):
 
     distributed = trained = parallel.wrapped(model, device)
     ahead, epochs_left = 0.0, cfg.NUM_EPOCHS - epoch  # to announce
-    if parallel.RANKS > 1 and not cfg.LOAD_MODEL:
+    if parallel.RANKS > 1 and not state:
         save()  # what a restart after a process's death goes on from is this run's from the first step on
     with Signals() as signals:
         while epoch < cfg.NUM_EPOCHS and not reached and not out_of_patience(history, cfg.PATIENCE):
@@ -257,14 +258,15 @@ def train(cfg, device):
                             share if cfg.RESOLUTIONS != [1.0] else None, after_step if cfg.EMA else None)
             part = {"of": images, "images": stretch.done, "loss": part["loss"] + loss * (stretch.done - stretch.first), "seconds": part["seconds"] + time.perf_counter() - started}
             epochs_left = 0
-            if signals.received or stretch.error or overdue():
+            ending, late = parallel.highest(signals.received or 0), overdue()
+            if ending or stretch.error or late:
                 save()
                 saved = time.monotonic()
             if stretch.error:
                 raise stretch.error
-            if signals.received:
+            if ending:
                 print(f"ended after {part['images']} of {images} images of epoch {epoch + 1}; the same command with --load-model true goes on there")
-                sys.exit(128 + signals.received)
+                sys.exit(128 + ending)
             if part["images"] in looks:
                 evaluate(full_size=False, at_least=cfg.STOP_AT_DICE)
             if part["images"] < images and not reached:
@@ -307,7 +309,7 @@ def show(cfg, history, loader, model, scores):
 
 def remark_on_few(dataset, classes):
     """Print which classes cover so little of some training masks that plain cross entropy may overlook them."""
-    masks = [dataset.read(index)[1] for index in range(0, len(dataset), -(-len(dataset) // FEW_OF))]
+    masks = [dataset.small_mask(index) for index in range(0, len(dataset), -(-len(dataset) // FEW_OF))]
     shares = {name: np.mean([(mask == index).mean() if len(classes) > 1 else mask.mean() / 255 for mask in masks]) for index, name in enumerate(classes)}
     few = {name: share for name, share in shares.items() if share < FEW}
     if few:
@@ -326,7 +328,7 @@ def compare_with_checkpoint(cfg, old):
     changed = {name: value for name, value in ({"OPTIMIZER": "adam"} | old).items() if name in vars(cfg) and getattr(cfg, name) != value and name != "LOAD_MODEL"}
     fatal = [name for name in changed if name in (*utils.NETWORK_CONSTANTS, "OPTIMIZER")]
     if fatal:
-        words = " ".join(f"{config.option(name)} {' '.join(map(str, changed[name])) if isinstance(changed[name], list) else changed[name]}" for name in fatal)
+        words = " ".join(f"{config.option(name)} {' '.join(shlex.quote(str(one)) for one in (changed[name] if isinstance(changed[name], list) else [changed[name]]))}" for name in fatal)
         raise UserError(f"{cfg.CHECKPOINT_FILE} was trained with other {', '.join(fatal)}; to go on with it, add {words}; "
                         "to train anew, leave --load-model away")
     for name, value in changed.items():
@@ -341,8 +343,10 @@ def report(history, scores, cfg):
     print(f"epoch {row['epoch']}/{cfg.NUM_EPOCHS}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}  "
           f"accuracy {100 * row['accuracy']:.2f} %  1-Dice {row['one_minus_dice']:.4f}  Dice {row['dice']:.4f} at {size}{full}  "
           f"{row['seconds']:.0f} s  {row['images_per_second']:.1f} images/s  {row['peak_memory_mb'] / 1000:.2f} GB")
-    if not 0.001 < scores["foreground"] < 0.999:
-        print(f"warning: {100 * scores['foreground']:.2f} % of all pixels are predicted as car; the network has learnt nothing yet. "
+    shares = np.sum(scores["confusion"], 0) / max(np.sum(scores["confusion"]), 1) if "confusion" in scores else [1 - scores["foreground"], scores["foreground"]]
+    if max(shares) > 0.999:
+        name = cfg.CLASSES[0] if len(cfg.CLASSES) == 1 else cfg.CLASSES[np.argmax(shares)]
+        print(f"warning: {100 * (shares[1] if len(cfg.CLASSES) == 1 else max(shares)):.2f} % of all pixels are predicted as {printable(name)}; the network has learnt nothing yet. "
               "Train longer, or look at LEARNING_RATE and at the masks in batch.png")
     if parallel.FIRST:
         with replacing(os.path.join(cfg.SAVED_IMAGES_DIR, "history.csv")) as temporary, open(temporary, "w", newline="") as file:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import metrics
 import parallel
-from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, load_model, read_checkpoint, restore, save_checkpoint, take_what_fits  # noqa: F401
+from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, load_model, read_checkpoint, restore, run_of, save_checkpoint, take_what_fits  # noqa: F401
 from dataset import CarvanaDataset, EpochSampler
 from device import autocast, choose_workers, config_of, find_device, to_device, to_input
 from interrupts import leave_signals_alone
@@ -125,7 +125,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     shape = (4,) if labels is None else (len(labels.names),) * 2
     # made at once: many small tensors that stay would keep the large ones between them from being one piece of memory again
     counts, full_counts = (torch.zeros(len(loader.dataset), *shape, dtype=torch.int64, device=device) for _ in range(2))
-    boundaries, predictions, loss, done = {}, {}, torch.zeros((), dtype=torch.float64), 0
+    boundaries, predictions, loss, done, size = {}, {}, torch.zeros((), dtype=torch.float64), 0, None
     order = loader.sampler if isinstance(loader.sampler, range) else range(len(loader.dataset))  # of several processes this one's part
     with ThreadPoolExecutor(max_workers=2) as readers:
         for images, masks in tqdm(loader, desc="evaluating", unit=" batches", delay=2, leave=False):
@@ -134,7 +134,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
             images, masks = to_device(images, masks, model)
             with autocast(model):
                 logits = model(images)
-            logits = logits.float()
+            logits, size = logits.float(), tuple(logits.shape[2:])
             predicted = decided(logits, cut)
             counts[list(indices)] = compared(predicted, masks if labels else masks[:, 0] >= 0.5, labels)
             predictions |= {index: mask.reshape(-1) if labels else np.packbits(mask) for index, mask in zip(indices, predicted.cpu().numpy())}
@@ -145,7 +145,8 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
                 predicted = decided(F.interpolate(logit[None], size=truth.shape, mode="bilinear"), cut)
                 full_counts[index] = compared(predicted, truth[None], labels)[0]
                 if outlines:
-                    boundaries[index] = metrics.boundary_distance(*((mask > 0).cpu().numpy() for mask in (predicted[0], truth)))
+                    known = truth != (labels.ignore if labels else 2)
+                    boundaries[index] = metrics.boundary_distance(*(((mask > 0) & known).cpu().numpy() for mask in (predicted[0], truth)))
             done += len(images)
             if at_least and parallel.RANKS == 1:
                 best_possible = 1 - sum(1 - row["dice"] for row in _rows(counts[:done].cpu())) / len(loader.dataset)
@@ -155,10 +156,11 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     if at_least and parallel.RANKS == 1 and best_possible < at_least:
         return {"dice": best_possible}
 
-    counts, loss, predictions, boundaries = parallel.summed(counts).cpu(), parallel.summed(loss).item(), parallel.merged(predictions), parallel.merged(boundaries)
+    count = done if parallel.RANKS == 1 else len(loader.dataset)  # somebody's own loader may leave images out
+    counts, loss, predictions, boundaries = parallel.summed(counts)[:count].cpu(), parallel.summed(loss).item(), parallel.merged(predictions), parallel.merged(boundaries)
     rows = _rows(counts)
     if full_size:
-        full_counts = parallel.summed(full_counts).cpu()
+        full_counts = parallel.summed(full_counts)[:count].cpu()
         rows = [a | {f"full_{name}": value for name, value in b.items()} for a, b in zip(rows, _rows(full_counts))]
     for index, boundary in boundaries.items():
         rows[index]["full_boundary"] = boundary
@@ -170,12 +172,12 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
         if full_size:
             result["full_classes"], result["full_confusion"] = _classes(full_counts, labels), full_counts.sum(0).tolist()
     if loss_fn is not None:
-        result["loss"] = loss / len(loader.dataset)
+        result["loss"] = loss / count
     if hasattr(loader.dataset, "pairs"):
         rows = [{"name": image.name} | row for (image, _), row in zip(loader.dataset.pairs, rows)]
     print(f"Got {right}/{pixels} with acc {100 * right / max(pixels, 1):.2f}")
     print(f"Dice score: {result['dice']:.6f}")
-    return result | {"images": rows, "masks": [predictions[index] for index in sorted(predictions)], "size": tuple(logits.shape[2:])}
+    return result | {"images": rows, "masks": [predictions[index] for index in sorted(predictions)], "size": size}
 
 
 def mean_scores(pairs, constants):

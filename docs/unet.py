@@ -81,7 +81,7 @@ def svg(model, size):
 if __name__ == "__main__":
     with user_errors():
         cfg = config.load(description=__doc__)
-        network = UNET(cfg.IN_CHANNELS, 1, cfg.FEATURES, cfg.UNSHUFFLE)
+        network = UNET(cfg.IN_CHANNELS, len(cfg.CLASSES), cfg.FEATURES, cfg.UNSHUFFLE)
         path = Path(__file__).with_name("unet.svg")
         with replacing(path) as temporary:
             temporary.write_text(svg(network, (cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH)), encoding="utf-8")

@@ -160,7 +160,9 @@ def test_groups_and_suffixes(tmp_path, run):
     assert "train      3 cars       6 pairs" in done.stdout and "val        2 cars       4 pairs" in done.stdout
     groups = [{path.name.split("-")[0] for path in (tmp_path / f"data/{part}_images").iterdir()} for part in ("train", "val")]
     assert not groups[0] & groups[1]
-    assert "5 groups" not in run("prepare_data.py", "--check", "--mask-suffix", "", "--classes", *demo_data.PARTS).stdout
+    check = ["prepare_data.py", "--check", "--mask-suffix", "", "--classes", *demo_data.PARTS, "--group-regex"]
+    assert "train      3 cars       6 pairs" in run(*check, r"scene(\d+)-\d").stdout
+    assert "is in train and in val" in run(*check, r"(s)cene.*", status=2).stderr
     done = run("prepare_data.py", *words[:-1], "--force", status=2)  # wheels are not named
     assert done.stderr.count("cannot be read") == 10 and "of value 3: CLASSES has 3 names, 0 to 2" in done.stderr
     assert "4 different values in the mask (expected 2" in run("prepare_data.py", *words[:8], "--force", status=2).stderr
@@ -225,6 +227,19 @@ def test_other_photographs(tmp_path, run, kind):
     run("inference.py", "--img", "data/val_images", "--model", "best_checkpoint.pth.tar", "--no-overlay")
     for path in (tmp_path / "data/val_images").iterdir():
         assert size_of(path) == size_of(tmp_path / f"outputs/{path.stem}_mask.png")
+
+
+def test_smaller_images_first(tmp_path, run):
+    write_parts(tmp_path / "mine", 4)
+    run("prepare_data.py", "--images", "mine/images", "--masks", "mine/masks", "--classes", *demo_data.PARTS, "--val-fraction", 0.25)
+    assert "epoch 2/2" in run("train.py", *TINY, "--num-epochs", 2, "--classes", *demo_data.PARTS, "--resolutions", 0.5, 1.0).stdout
+
+
+def test_a_class_never_found_has_no_precision():
+    matrices = torch.tensor([[[8, 0, 0], [4, 0, 0], [0, 0, 0]]])  # of two classes that are there one is never found
+    for score in (metrics.dice, metrics.precision, metrics.recall):
+        values = metrics.class_scores(matrices, score)[0]
+        assert values[0] > 0 and values[1] == 0 and values[2].isnan()
 
 
 @pytest.mark.parametrize("words, said", [
