@@ -15,7 +15,7 @@ class Stretch:
     was learnt up to then can be saved first. batch: images of the current batch that are this process's, those of all
     processes together, and the weight of this one's loss in the mean of all."""
 
-    def __init__(self, loader, epoch, done, pause=lambda: False):
+    def __init__(self, loader, epoch, done, pause=lambda done: False):
         self.loader, self.epoch, self.first, self.done, self.pause, self.error = loader, epoch, done, done, pause, None
         self.dataset, self.batch_size, self.sampler = loader.dataset, loader.batch_size * parallel.RANKS, loader.sampler
 

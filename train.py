@@ -293,6 +293,8 @@ def train(cfg, device):
         print(reached[0])
     elif epoch < cfg.NUM_EPOCHS:
         print(f"no better Dice for PATIENCE = {cfg.PATIENCE} epochs")
+    if parallel.FIRST:
+        draw.curves(history, f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}", os.path.join(cfg.SAVED_IMAGES_DIR, "curves.png"))
     page = os.path.join(cfg.SAVED_IMAGES_DIR, "index.html" if cfg.GALLERY_MAX else "overview.png")
     on = "demo Dice (rendered cars, not Carvana)" if is_rendered(cfg) else "validation Dice"
     print(f"best {on} {max(best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; now look at {page}")
@@ -303,7 +305,6 @@ def show(cfg, history, loader, model, scores):
     if parallel.FIRST:
         draw.validation_pictures(loader, model, scores, cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
         gallery.training_page(cfg, history, loader.dataset, scores)
-        draw.curves(history, f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}", os.path.join(cfg.SAVED_IMAGES_DIR, "curves.png"))
         draw.learning(loader.dataset, scores, len(history), os.path.join(cfg.SAVED_IMAGES_DIR, "learning.gif"))
 
 

@@ -226,7 +226,7 @@ BAD = [
     ("mask is a folder", MASK, folder, TRAIN, r"000000000000_01_mask.gif: cannot be read \(a folder"),
     ("mask is a pipe", MASK, pipe, TRAIN, r"000000000000_01_mask.gif: cannot be read \(a folder or a device"),
     ("mask is a broken link", MASK, broken_link, TRAIN, r"_mask.gif: cannot be read \(No such file"),
-    ("mask is a JPEG", MASK, named("000000000000_01_mask.jpg"), TRAIN, r"000000000000_01_mask.jpg: not a mask \(.gif .png\)"),
+    ("mask is a JPEG", MASK, named("000000000000_01_mask.jpg"), TRAIN, r"000000000000_01_mask.jpg: not a mask \(.gif .png .bmp .tif .tiff\)"),
     ("mask without an image", IMAGE, gone, TRAIN, r"000000000000_01_mask.gif: mask without an image \(expected 000000000000_01.jpg"),
     ("two masks of an image", MASK, beside("000000000000_01.png"), TRAIN, r"000000000000_01: more than one mask"),
     ("mask of three values", MASK, picture(Image.fromarray(np.uint8([[0, 128, 255]] * 48).repeat(24, 1)), "GIF"), FOLDERS, r"_mask.gif: 3 different values in the mask \(expected 2"),

@@ -143,6 +143,7 @@ def test_compiling_pays_on_cuda_in_long_runs_only():
     assert device.compiling_pays("true", cpu, 0)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_writes_an_ordinary_checkpoint(settings, monkeypatch):
     compile_model = torch.compile
     with monkeypatch.context() as patch:

@@ -138,8 +138,8 @@ SMALL = ["--image-height", 32, "--image-width", 48, "--features", 4, 8, "--learn
 
 def test_few_pixels_are_remarked_on(capsys):
     class Masks(list):
-        def read(self, index):
-            return None, self[index]
+        def small_mask(self, index):
+            return self[index]
 
     few = np.zeros((40, 50), np.uint8)
     few[:2, :10] = 255
