@@ -172,7 +172,7 @@ TINY = ["--image-height", 48, "--image-width", 72, "--features", 8, 16, "--optim
 
 
 def test_from_training_to_export(tmp_path, run):
-    """Evaluation, inference, the palette PNGs and the int8 model agree on what they see."""
+    """Evaluation, inference, the palette PNGs and exported models agree on what they see."""
     write_parts(tmp_path / "mine", 12, angles=3)
     run("prepare_data.py", "--images", "mine/images", "--masks", "mine/masks", "--classes", *demo_data.PARTS, "--val-fraction", 0.25)
     done = run("train.py", *TINY, "--num-epochs", 20, "--schedule", "linear", "--classes", *demo_data.PARTS, "--batchnorm-images", 24)
@@ -199,10 +199,10 @@ def test_from_training_to_export(tmp_path, run):
     for words in (["--rle", "a.csv"], ["--threshold", "0.4"]):
         assert "tells 4 classes apart" in run("inference.py", "--img", "data/val_images", "--model", "best_checkpoint.pth.tar", *words, status=2).stderr
 
-    run("export.py", "--model", "best_checkpoint.pth.tar", "--formats", "torchscript", "int8")
+    run("export.py", "--model", "best_checkpoint.pth.tar", "--formats", "torchscript", "onnx")
     assert "the largest is the class, of background, body, glass, wheels" in (tmp_path / "exports/README.md").read_text()
     same = []
-    for file in ("unet_model_int8.onnx", "unet_model_torchjit.pth"):
+    for file in ("unet_model_onnx.onnx", "unet_model_torchjit.pth"):
         run("inference.py", "--img", "data/val_images", "--model", f"exports/{file}", "--out", file, "--no-overlay")
         same.append(np.mean([read_labels(path, labels) == read_labels(tmp_path / f"outputs/{path.name}", labels) for path in (tmp_path / file).iterdir()]))
     assert min(same) > 0.98
