@@ -56,6 +56,7 @@ if __name__ == "__main__":  # wrong words and wrong folders are answered before 
     with user_errors():
         cfg = configured()
 
+import contextlib  # noqa: E402
 import copy  # noqa: E402
 import csv  # noqa: E402
 import math  # noqa: E402
@@ -157,11 +158,11 @@ def duration(seconds):
 
 
 def main(cfg):
-    with parallel.together(find_device(cfg.DEVICE)) as device:
-        train(cfg, device)
+    with parallel.together(find_device(cfg.DEVICE)) as device, contextlib.ExitStack() as stack:
+        train(cfg, device, stack)
 
 
-def train(cfg, device):
+def train(cfg, device, stack):
     labels = labels_of(vars(cfg))
     network = {"in_channels": cfg.IN_CHANNELS, "out_channels": len(cfg.CLASSES), "features": cfg.FEATURES, "unshuffle": cfg.UNSHUFFLE}
     with torch.device("meta"):  # takes no memory
@@ -176,6 +177,7 @@ def train(cfg, device):
         cfg.NUM_WORKERS, cfg.PIN_MEMORY, size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), channels=cfg.IN_CHANNELS,
         mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED, cache_dir=cfg.CACHE_DIR if cfg.CACHE else None, labels=labels, suffix=cfg.MASK_SUFFIX,
     )
+    stack.callback(utils.end_workers, train_loader, val_loader)
     model = UNET(**network).to(device, memory_format=torch.channels_last)
     model.config = vars(cfg)
     if cfg.INIT_WEIGHTS and not cfg.LOAD_MODEL:
