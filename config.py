@@ -146,6 +146,11 @@ def add_options(parser, names):
                             metavar=rule["kind"].__name__.upper(), help=f"{why}. Now {shown}".replace("%", "%%"))
 
 
+def add_data_options(parser):
+    """add_options for the constants that say what files of photographs and masks are."""
+    add_options(parser, ("MASK_SUFFIX", "GROUP_REGEX", "CLASSES", "PALETTE", "IGNORE_INDEX"))
+
+
 def checked(args, base=None, problems=()):
     """What a command line with add_options found -> load()'s namespace. problems: known ones, to be told with the others."""
     known, problems = constants(), list(problems)

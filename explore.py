@@ -37,7 +37,7 @@ def arguments():
     parser.add_argument("--out", metavar="FILE.html", default=os.path.join(config.SAVED_IMAGES_DIR, "explore.html"), help="the page (default %(default)s)")
     parser.add_argument("--most", type=int, default=200, metavar="N", help="pictures in the page, those whose outline agrees least with the photograph first (default 200)")
     parser.add_argument("--noise", action="store_true", help="measure, at full size, how far the masks' outlines lie from the photographs' edges where these are clear, and what Dice that allows")
-    config.add_options(parser, ("MASK_SUFFIX", "GROUP_REGEX", "CLASSES", "PALETTE", "IGNORE_INDEX"))
+    config.add_data_options(parser)
     args = parser.parse_args()
     args.cfg = config.checked(args)
     args.labels = labels_of(vars(args.cfg))
@@ -157,10 +157,9 @@ def thumbnails(pair, labels):
     import draw  # takes seconds
     size = draw.shown_at(pair[0], THUMBNAIL)
     mask, photograph = read_target(pair[1], labels, size), read_image(pair[0], size)
-    if labels:
-        colours = colours_of(labels)
-        return {"photograph": page.embedded(photograph), "overlay": page.embedded(draw.overlay(photograph, mask, colours)), "mask": page.embedded(colours[mask])}
-    return {"photograph": page.embedded(photograph), "overlay": page.embedded(draw.overlay(photograph, mask > 127)), "mask": page.embedded(mask)}
+    colours = labels and colours_of(labels)
+    overlay = draw.overlay(photograph, mask if labels else mask > 127, colours)
+    return {"photograph": page.embedded(photograph), "overlay": page.embedded(overlay), "mask": page.embedded(colours[mask] if labels else mask)}
 
 
 def counted(values):
@@ -185,9 +184,12 @@ def summary(rows, same, alike, odd, args):
     for fact, words in FACTS.items():
         values = np.array([row[fact] for row in rows])
         lines.append((words, "least {:.3g}, a quarter below {:.3g}, half below {:.3g}, three quarters below {:.3g}, most {:.3g}".format(*np.nanquantile(values, (0, 0.25, 0.5, 0.75, 1)))))
-    return lines + [("same bytes", "; ".join(" = ".join(map(printable, names)) for names in same[:5]) + (f"; {len(same)} in all" if len(same) > 5 else "") or "none"),
-                    ("look alike", "; ".join(" ~ ".join(map(printable, names)) for names in alike[:5]) + (f"; {len(alike)} in all" if len(alike) > 5 else "") or "none"),
-                    ("odd ones out", "; ".join(f"{printable(name)} ({why})" for name, why in odd[:5]) + (f"; {len(odd)} in all" if len(odd) > 5 else "") or "none")]
+    return lines + [("same bytes", first_five([" = ".join(map(printable, names)) for names in same])), ("look alike", first_five([" ~ ".join(map(printable, names)) for names in alike])),
+                    ("odd ones out", first_five([f"{printable(name)} ({why})" for name, why in odd]))]
+
+
+def first_five(words):
+    return "; ".join(words[:5]) + (f"; {len(words)} in all" if len(words) > 5 else "") or "none"
 
 
 def main(args):
@@ -212,11 +214,12 @@ def main(args):
     drawn = dict(zip([*worst, *chosen], in_threads(lambda pair: thumbnails(pair, args.labels), [pairs[i] for i in (*worst, *chosen)], "drawing", " pairs")))
     cards = [{"name": printable(rows[i]["name"]), "facts": f"foreground {rows[i]['share']:.1f} %, brightness {rows[i]['brightness']:.0f}, agreement {rows[i]['agreement']:.2f}",
               "agreement": np.nan_to_num(rows[i]["agreement"], nan=1e9), "share": rows[i]["share"], "brightness": rows[i]["brightness"], "pictures": drawn[i]} for i in worst]
+    means = mean_masks(rows)
     page.write_page(
         args.out, f"{many(pairs, 'pair')} of {args.images}", f"Photographs in {args.images}, masks in {args.masks}.",
         page.section("In numbers", page.table(lines)),
         page.section("Spread", page.charts(*(page.histogram(words, [row[fact] for row in rows if np.isfinite(row[fact])]) for fact, words in FACTS.items()))),
-        page.section("Mean mask" + (" of each angle" if len(mean_masks(rows)) > 1 else ""), page.figures({name: page.embedded(mask) for name, mask in mean_masks(rows).items()})),
+        page.section("Mean mask" + (" of each angle" if len(means) > 1 else ""), page.figures({name: page.embedded(mask) for name, mask in means.items()})),
         page.section("Contact sheet", "<p>Chosen at random.</p>", page.figures({printable(rows[i]["name"]): drawn[i]["overlay"] for i in chosen})),
         *([page.section("Odd ones out", page.table([(name, why) for name, why in odd[:200]], ("file", "why")))] if odd else []),
         *([page.section("Doubles", page.table([(" = ".join(names),) for names in same] + [(" ~ ".join(names),) for names in alike[:200]]))] if same or alike else []),

@@ -116,7 +116,7 @@ def main(args):
         if clash:
             raise UserError(f"{printable(clash[0])} is one of the photographs, and would be overwritten; choose another folder with --out")
         Path(args.out).mkdir(parents=True, exist_ok=True)
-    run = {"model": hashlib.sha256(Path(args.model).read_bytes()).hexdigest(), "threshold": args.threshold, "tta": args.tta}
+    run = args.rle and {"model": hashlib.sha256(Path(args.model).read_bytes()).hexdigest(), "threshold": args.threshold, "tta": args.tta}
     if args.rle and Path(args.rle).exists() and earlier_run(args.rle) != run:
         raise UserError(f"{args.rle} is there already, and not of this model, --threshold and --tta; remove it, or name another file")
     import device  # torch takes seconds to import; what is wrong with the arguments is known by now

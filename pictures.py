@@ -405,16 +405,24 @@ def read_mask(path, size=None, resize="area"):
     Foreground is what lies above the middle of the range, or 1 where 1 is the file's largest value.
     size: (H, W), or None for the mask's own (then only 0 and 255 occur). resize: "area" averages;
     "nearest" picks single pixels as OpenCV does, which moves the outline by up to half a pixel."""
+    return _read_values(path, lambda image: _foreground(_mask_levels(image)), size, resize, _by_area)
+
+
+def _read_values(path, values, size, resize, by_area):
+    """What values(PIL image) returns of a mask's file, uint8 (H, W), turned upright and scaled: by_area(array, size) where resize is "area"."""
     with _opened(path) as image:
         orientation = _turned(image)
-        mask = _foreground(_mask_levels(image))
+        found = values(image)
     if orientation > 1:
-        mask = np.asarray(Image.fromarray(mask).transpose(UPRIGHT[orientation]))
-    if size is None or mask.shape == tuple(size):
-        return mask
-    if resize == "nearest":
-        return cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)
-    rows = cv2.resize(mask, (mask.shape[1], size[0]), interpolation=cv2.INTER_AREA)  # first one way: half the time of both at once
+        found = np.asarray(Image.fromarray(found).transpose(UPRIGHT[orientation]))
+    if size is None or found.shape == tuple(size):
+        return found
+    return cv2.resize(found, size[::-1], interpolation=cv2.INTER_NEAREST) if resize == "nearest" else by_area(found, size)
+
+
+def _by_area(mask, size):
+    """Means of a mask over its smaller pixels: first one way, which takes half the time of both at once."""
+    rows = cv2.resize(mask, (mask.shape[1], size[0]), interpolation=cv2.INTER_AREA)
     return cv2.resize(rows, size[::-1], interpolation=cv2.INTER_AREA)
 
 
@@ -423,15 +431,11 @@ def read_labels(path, labels, size=None, resize="area"):
 
     Its values are the indices, or colours of labels.palette. size: (H, W), or None for the mask's own. resize: "area" gives a
     pixel the class that covers most of it; "nearest" picks single pixels. Raises UserError for a value that is no class."""
-    with _opened(path) as image:
-        orientation = _turned(image)
-        found = _indices(image, labels)
-    if orientation > 1:
-        found = np.asarray(Image.fromarray(found).transpose(UPRIGHT[orientation]))
-    if size is None or found.shape == tuple(size):
-        return found
-    if resize == "nearest":
-        return cv2.resize(found, size[::-1], interpolation=cv2.INTER_NEAREST)
+    return _read_values(path, lambda image: _indices(image, labels), size, resize, _most_covering)
+
+
+def _most_covering(found, size):
+    """The value that covers most of each of the smaller pixels."""
     values = np.unique(found)
     most, result = np.zeros(size, np.uint8), np.full(size, values[0])
     for value in values:

@@ -22,7 +22,6 @@ import config
 import demo_data
 from pictures import IMAGE_TYPES, MASK_TYPES, UserError, brief, check_pair, group_of, in_threads, is_picture_or_file, keep_freed_memory, labels_of, listed, many, pair_folders, pair_names, refuse, printable, split_groups, told, user_errors
 
-DATA = ("MASK_SUFFIX", "GROUP_REGEX", "CLASSES", "PALETTE", "IGNORE_INDEX")  # constants that say what the files are
 PARTS = ("val", "test", "train")  # in the order in which split_groups deals them
 FOLDERS = [f"{part}_{kind}" for part in PARTS for kind in ("images", "masks")]
 PICTURE_BYTES = 1 << 30  # of a file in a zip; what unpacks to more was made to fill disks
@@ -49,7 +48,7 @@ def arguments():
     parser.add_argument("--check", action="store_true", help="only check what is in place")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad files out instead of stopping")
     parser.add_argument("--force", action="store_true", help="replace what is in place")
-    config.add_options(parser, DATA)
+    config.add_data_options(parser)
     args = parser.parse_args()
     cfg = config.checked(args)
     args.labels, args.suffix, args.group = labels_of(vars(cfg)), cfg.MASK_SUFFIX, lambda name: group_of(name, cfg.GROUP_REGEX)

@@ -17,7 +17,7 @@ PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data
 def configured():
     """The configuration of this run, its files checked; where there are no photographs yet, that of the demo."""
     cfg = config.load(description=__doc__)
-    rendered = {1: "demo", len(demo_data.PARTS): "parts"}.get(len(cfg.CLASSES) if len(cfg.CLASSES) == 1 or tuple(cfg.CLASSES) == demo_data.PARTS else 0)
+    rendered = "parts" if tuple(cfg.CLASSES) == demo_data.PARTS else "demo" if len(cfg.CLASSES) == 1 else None
     if rendered and folders(cfg) == PREPARED and not any(Path(folder).is_dir() and listing(folder, "data") for folder in PREPARED):
         print(f"No photographs in data/train_images: training on rendered cars in data/{rendered} instead, with the preset {rendered}.\n"
               "For Carvana's, download Kaggle's two zips and run: python prepare_data.py train.zip train_masks.zip")

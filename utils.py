@@ -129,6 +129,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     left out, nothing is printed, and {"dice": what they would have made it} is returned."""
     was_training = model.training
     model.to(device).eval()
+    at_least = at_least if parallel.RANKS == 1 else 0.0  # each of several processes sees a part only
     cut, labels = cut_of(config_of(model)), labels_of(config_of(model))
     shape = (4,) if labels is None else (len(labels.names),) * 2
     # made at once: many small tensors that stay would keep the large ones between them from being one piece of memory again
@@ -156,12 +157,12 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
                     known = truth != (labels.ignore if labels else 2)
                     boundaries[index] = metrics.boundary_distance(*(((mask > 0) & known).cpu().numpy() for mask in (predicted[0], truth)))
             done += len(images)
-            if at_least and parallel.RANKS == 1:
-                best_possible = 1 - sum(1 - row["dice"] for row in _rows(counts[:done].cpu())) / len(loader.dataset)
+            if at_least:
+                best_possible = 1 - (1 - _per_image(counts[:done], metrics.dice)).sum().item() / len(loader.dataset)
                 if best_possible < at_least:
                     break
     model.train(was_training)
-    if at_least and parallel.RANKS == 1 and best_possible < at_least:
+    if at_least and best_possible < at_least:
         return {"dice": best_possible}
 
     count = done if parallel.RANKS == 1 else len(loader.dataset)  # somebody's own loader may leave images out
@@ -203,13 +204,18 @@ def compared(predicted, truth, labels):
     return metrics.confusion(predicted, truth) if labels is None else metrics.confusion_matrices(predicted, truth, len(labels.names), labels.ignore)
 
 
+def _per_image(counts, score):
+    """One of metrics.SCORES of counts of compared() -> float64 (B,); of several classes the mean over those that are there."""
+    if counts.dim() == 2:
+        return score(counts)
+    if score is metrics.accuracy:
+        return metrics.share(counts.diagonal(dim1=1, dim2=2).sum(1), counts.sum((1, 2)))
+    return metrics.class_scores(counts, score).nanmean(1).nan_to_num(1.0)
+
+
 def _rows(counts):
     """Counts of compared() -> a dict of scores per image."""
-    if counts.dim() == 2:
-        columns = {name: score(counts).tolist() for name, score in metrics.SCORES.items()}
-    else:
-        columns = {name: metrics.class_scores(counts, score).nanmean(1).nan_to_num(1.0).tolist() for name, score in metrics.SCORES.items() if name != "accuracy"}
-        columns["accuracy"] = metrics.share(counts.diagonal(dim1=1, dim2=2).sum(1), counts.sum((1, 2))).tolist()
+    columns = {name: _per_image(counts, score).tolist() for name, score in metrics.SCORES.items()}
     return [dict(zip(columns, row)) for row in zip(*columns.values())]
 
 
