@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a process a core
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs start without
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
