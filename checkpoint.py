@@ -12,7 +12,7 @@ import torch
 from device import config_of, find_device, sound_input, unwrapped
 from exported import SUFFIXES, load_exported
 from model import UNET
-from pictures import UserError, brief, printable
+from pictures import UserError, brief, few, printable
 
 # What decides which network it is and what it is fed; the rest of the configuration may change between runs.
 NETWORK_CONSTANTS = ("IMAGE_HEIGHT", "IMAGE_WIDTH", "IN_CHANNELS", "MEAN", "STD", "FEATURES", "UNSHUFFLE", "CLASSES", "PALETTE", "IGNORE_INDEX")
@@ -124,8 +124,7 @@ def load_checkpoint(checkpoint, model, assign=False, name="the checkpoint"):
     faults = [f"{printable(name)}: {_shape(weights.get(name))} in the checkpoint, {_shape(ours.get(name))} in the model"
               for name in sorted(ours.keys() | weights.keys()) if _shape(weights.get(name)) != _shape(ours.get(name))]
     if faults:
-        more = f"; and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise UserError(f"{name} is of another network: {'; '.join(faults[:3])}{more}. "
+        raise UserError(f"{name} is of another network: {few(faults)}. "
                         "Give the FEATURES, UNSHUFFLE, IN_CHANNELS and CLASSES it was trained with")
     target.load_state_dict(weights, assign=assign)
 
@@ -161,7 +160,7 @@ def read_checkpoint(filename, device="cpu"):
     faults += [f"{name!r} is {printable(repr(state[name])):.60} (expected {expected})" for name, (good, expected) in STATE_RULES.items()
                if weights is not state and name in state and not good(state[name])]
     if faults:
-        raise UserError(f"{printable(filename)} is not sound: {'; '.join(faults[:3])}{f'; and {len(faults) - 3} more' if len(faults) > 3 else ''}; name another checkpoint")
+        raise UserError(f"{printable(filename)} is not sound: {few(faults)}; name another checkpoint")
     return state
 
 

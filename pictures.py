@@ -270,6 +270,11 @@ def many(things, word):
     return f"{len(things):,} {word}{'s' * (len(things) != 1)}"
 
 
+def few(things, most=3):
+    """The first of several in a line, and how many more there are."""
+    return "; ".join([*things[:most], *([f"and {len(things) - most} more"] if len(things) > most else [])])
+
+
 def listed(headline, lines):
     """A headline and its details, a line each."""
     return "\n  ".join([headline, *lines])

@@ -9,7 +9,7 @@ from pathlib import Path  # noqa: E402
 
 import config  # noqa: E402
 import demo_data  # noqa: E402
-from pictures import UserError, check_folders, keep_freed_memory, labels_of, listing, replacing, printable, user_errors  # noqa: E402
+from pictures import UserError, check_folders, few, keep_freed_memory, labels_of, listing, replacing, printable, user_errors  # noqa: E402
 
 PREPARED = ("data/train_images/", "data/train_masks/", "data/val_images/", "data/val_masks/")  # prepare_data.py's own choice
 
@@ -182,7 +182,7 @@ def train(cfg, device, stack):
     model.config = vars(cfg)
     if cfg.INIT_WEIGHTS and not cfg.LOAD_MODEL:
         left = utils.take_what_fits(parallel.from_first(lambda: utils.read_checkpoint(cfg.INIT_WEIGHTS)), model, cfg.INIT_WEIGHTS)
-        print(f"weights of {cfg.INIT_WEIGHTS}" + (f", but not: {'; '.join(left[:4])}{f' and {len(left) - 4} more' if len(left) > 4 else ''}" if left else ""))
+        print(f"weights of {cfg.INIT_WEIGHTS}" + (f", but not: {few(left)}" if left else ""))
     average = copy.deepcopy(model) if cfg.EMA else None
     judged = average or model
     loss_fn = make_loss(cfg.LOSS, labels, cfg.POSITIVE_WEIGHT)
