@@ -175,7 +175,7 @@ def test_from_training_to_export(tmp_path, run):
     """Evaluation, inference, the palette PNGs and exported models agree on what they see."""
     write_parts(tmp_path / "mine", 12, angles=3)
     run("prepare_data.py", "--images", "mine/images", "--masks", "mine/masks", "--classes", *demo_data.PARTS, "--val-fraction", 0.25)
-    done = run("train.py", *TINY, "--num-epochs", 20, "--schedule", "linear", "--classes", *demo_data.PARTS, "--batchnorm-images", 24)
+    done = run("train.py", *TINY, "--num-epochs", 40, "--schedule", "linear", "--classes", *demo_data.PARTS, "--batchnorm-images", 24)
     dice = float(re.findall(r"Dice ([\d.]+) at 48x72", done.stdout)[-1])
     assert dice > 0.5 and "Confusion" in (tmp_path / "saved_images/index.html").read_text()
     model = utils.load_model(tmp_path / "best_checkpoint.pth.tar", "cpu")
