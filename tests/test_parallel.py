@@ -1,8 +1,11 @@
 """Several processes under torchrun: gloo on the CPU."""
 
+import contextlib
 import csv
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,10 +111,13 @@ def test_resuming_with_another_number_of_processes(data):
     assert [row["train_loss"] for row in history(data)] == pytest.approx([row["train_loss"] for row in alone], rel=0.05)
 
 
+def children(process):
+    return [int(pid) for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()]
+
+
 def kill_one(process):
     """SIGKILL the second of a launcher's training processes once it has trained for a while."""
-    children = [int(pid) for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()]
-    second = next(pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    second = next(pid for pid in children(process) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
     os.kill(second, signal.SIGKILL)
 
 
@@ -160,6 +166,37 @@ def test_each_photograph_once(tmp_path):
     (tmp_path / ".three.csv.1").write_bytes(b"".join(lines[5:8]) + lines[8][:9])
     done = launch(1, "inference.py", *words, "--rle", "three.csv", "--out", "three", cwd=tmp_path)
     assert "going on after 6 rows" in done.stdout and "4 photographs in" in done.stdout and sorted(rows("three.csv")) == sorted(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads memory in /proc")
+def test_ten_thousand_photographs(tmp_path):
+    """Each exactly once, and no more memory for the last of them than for the first thousand."""
+    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=5, angles=4, height=320, width=480)
+    (tmp_path / "many").mkdir()
+    for index, path in zip(range(10_000), itertools.cycle(sorted((tmp_path / "photos").iterdir()))):
+        (tmp_path / f"many/{index:04d}_{path.name}").symlink_to(path)
+    write_model(tmp_path / "best_checkpoint.pth.tar")
+    words = [*OURS, "--img", "many", "--no-overlay", "--rle", "many.csv"]
+    memory = {}  # of each process, in KB, by the number of masks written
+    with open(tmp_path / "said", "w") as said, subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", ROOT / "inference.py", *words],
+                                                                cwd=tmp_path, stdout=said, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None:
+            time.sleep(1)
+            written = len(list((tmp_path / "outputs").glob("*_mask.png"))) if (tmp_path / "outputs").exists() else 0
+            with contextlib.suppress(OSError, AttributeError):  # of processes that end meanwhile
+                memory[written] = [int(re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) for pid in children(process)]
+    assert process.returncode == 0, (tmp_path / "said").read_text()
+    with open(tmp_path / "many.csv", newline="") as file:
+        masks = dict(list(csv.reader(file))[1:])
+    names = {path.name for path in (tmp_path / "many").iterdir()}
+    assert masks.keys() == names and (tmp_path / "many.csv").read_bytes().count(b"\n") == 10_001
+    assert len(list((tmp_path / "outputs").iterdir())) == 10_000
+    assert len({(name.split("_", 1)[1], mask) for name, mask in masks.items()}) == 20
+    samples = {written: sum(sizes) / 1e3 for written, sizes in memory.items() if len(sizes) == 2}
+    early, late = (max(size for written, size in samples.items() if low < written <= high) for low, high in ((500, 2000), (8000, 10_000)))
+    print(f"10,000 photographs: {early:.0f} MB in two processes within the first 2,000, {late:.0f} MB within the last")
+    assert late < 1.05 * early
 
 
 def test_batches_that_cannot_be_dealt(data):
