@@ -22,6 +22,7 @@ RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 RESTARTED = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 FIRST = RANK == 0  # the process that prints and writes
+LONGEST_WAIT = timedelta(days=1)  # with a first decoding, for which the others wait
 
 
 @contextlib.contextmanager
@@ -41,7 +42,7 @@ def together(device):
         sys.stdout = open(os.devnull, "w")
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
     try:
-        dist.init_process_group("cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))  # others wait for a first decoding
+        dist.init_process_group("cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo", store=own_store(), rank=RANK, world_size=RANKS, timeout=LONGEST_WAIT)
         yield device
     except RuntimeError as error:  # a collective whose other end has gone
         if not isinstance(error, dist.DistError) and not any(word in str(error) for word in ("onnection", "imed out", "connect")):
@@ -49,6 +50,25 @@ def together(device):
         raise UserError(f"another process of this run ended ({brief(error)}); what is in the last checkpoint is good: "
                         "--load-model true goes on from it, torchrun --max-restarts 3 does so by itself") from error
     dist.destroy_process_group()
+
+
+def own_store():
+    """Where the processes of this start find each other: in the first one. The launcher's store outlives a restart, and with it the addresses of processes that have gone."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # another launcher: nobody but the first process serves that port
+        return dist.TCPStore(host, port, RANKS, is_master=FIRST)
+    launchers = dist.TCPStore(host, port)
+    if FIRST:
+        store = dist.TCPStore(host, 0, is_master=True)
+        launchers.set("store", str(store.port))
+        return store
+    while True:  # until it is this start's; one whose first process fails is ended by the launcher
+        try:
+            store = dist.TCPStore(host, int(launchers.get("store")), timeout=timedelta(seconds=2))
+        except dist.DistNetworkError:
+            continue
+        store.set_timeout(LONGEST_WAIT)
+        return store
 
 
 def run_name():

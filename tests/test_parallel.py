@@ -137,10 +137,30 @@ def test_a_process_that_is_killed(data, restarts):
     rows = history(data)
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1)) and len(rows) >= 2
     if restarts:
-        assert process.returncode == 0 and len(rows) == 12 and "epochs done" in out and "epoch 1/" not in out
+        assert process.returncode == 0, f"{out}\n{err}"
+        assert len(rows) == 12 and "epochs done" in out and "epoch 1/" not in out
     else:
         assert process.returncode != 0 and time.monotonic() - killed < 60 and len(rows) < 300
         assert "another process of this run ended" in err
+
+
+RESTARTS = """
+import os, signal, time
+import torch
+import parallel
+with parallel.together(torch.device("cpu")):
+    together = parallel.summed(torch.ones(1)).item()
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] < "3":
+        os.kill(os.getpid(), signal.SIGKILL) if parallel.RANK == 1 else time.sleep(60)
+    print("together:", together)
+"""
+
+
+def test_after_a_restart_the_processes_find_each_other(tmp_path):
+    """And not those before it, whose addresses the launcher still has."""
+    (tmp_path / "restarts.py").write_text(RESTARTS)
+    done = launch(2, tmp_path / "restarts.py", cwd=tmp_path, launcher=["--max-restarts", "3"], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert done.stdout == "together: 2.0\n"
 
 
 def test_each_photograph_once(tmp_path):
