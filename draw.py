@@ -205,7 +205,7 @@ def learning(dataset, scores, epoch, path, cars=4, height=160, most=60):
         size = shown_at(dataset.pairs[index][0], height)
         pictures.append(wrong(dataset, read_image(dataset.pairs[index][0], size), dataset.mask(index, size), predicted_mask(scores, index, size)))
     title = f"epoch {epoch}   Dice {scores['dice']:.4f} of all validation images   {key(dataset.reading['labels'])}"
-    frames = {**(_frames(path) if epoch > 1 else {}), epoch: Image.fromarray(sheet([(title, pictures)])).quantize(64, dither=Image.Dither.NONE)}
+    frames = {**(_frames(path) if epoch > 1 else {}), epoch: _frame(Image.fromarray(sheet([(title, pictures)])))}
     frames = {number: frame for number, frame in sorted(frames.items()) if number <= epoch}
     while len(frames) > most:
         frames = {number: frame for i, (number, frame) in enumerate(frames.items()) if i % 2 == 0 or number == epoch}
@@ -221,8 +221,15 @@ def _frames(path):
     with contextlib.suppress(Exception), Image.open(path, formats=["GIF"]) as image:
         for number in image.info["comment"].split():
             image.seek(len(frames))
-            frames[int(number)] = image.convert("RGB").quantize(64, dither=Image.Dither.NONE)
+            frames[int(number)] = _frame(image.convert("RGB"))
     return frames
+
+
+def _frame(picture):
+    """In the 64 colours that all frames share: what difference() marks, and greys. A palette of its own would blend the few marks of a late epoch into them."""
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([*ORANGE, *BLUE, *PINK, *(level for grey in (*range(4, 160, 13), *range(160, 256, 2), 255) for level in 3 * [grey])])
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def predicted_mask(scores, index, size):

@@ -239,6 +239,13 @@ def test_a_frame_an_epoch(data, tmp_path):
         epoch(number, height=40, most=4)
     numbers, frames = frames_of(path)
     assert len(numbers) == len(frames) <= 4 and (numbers[0], numbers[-1]) == (b"1", b"11")
+    truth = [np.asarray(dataset.mask(index, (16, 24)), bool) for index in range(len(dataset))]
+    truth[0][0, 0] ^= True  # a single wrong pixel, in a frame that is read and written again
+    for number in (12, 13):
+        draw.learning(dataset, {"masks": list(map(np.packbits, truth)), "size": (16, 24), "dice": 0.5}, number, path, height=40)
+    for frame in frames_of(path)[1][-2:]:
+        assert set(map(tuple, frame[frame.max(2) - frame.min(2) > 30])) <= {draw.ORANGE, draw.BLUE}
+        assert (frame == draw.ORANGE).all(2).any()
     path.write_bytes(b"GIF89a rubbish")
     epoch(2, height=40)
     assert frames_of(path)[0] == [b"2"]
