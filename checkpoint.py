@@ -151,7 +151,7 @@ def read_checkpoint(filename, device="cpu"):
         reason = next((reason for said, reason in UNREADABLE.items() if said in f"{type(error).__name__}: {error}"), brief(error))
         raise UserError(f"{printable(filename)} is not a checkpoint that can be read ({reason}); {instead}") from error
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not isinstance(weights, dict) or not any(str(name).endswith("final_conv.weight") for name in weights):
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights) or not any(name.endswith("final_conv.weight") for name in weights):
         raise UserError(f"{printable(filename)} holds no weights of a UNET (a state_dict with final_conv.weight); name another")
     trained = state.get("trained", {}) if weights is not state else {}
     if not isinstance(trained, dict):
@@ -172,6 +172,13 @@ def _content(filename, device="cpu"):
                 raise ValueError(f"the disk has spoilt {damaged} in it")
     with warnings.catch_warnings(action="ignore"):  # about what is odd in a file that others made
         return torch.load(filename, map_location=device, weights_only=True)
+
+
+def _is_dict(path):
+    """Whether a file holds weights by name, whatever it is called."""
+    with contextlib.suppress(Exception):
+        return isinstance(_content(path), dict)
+    return False
 
 
 def _good(path):
@@ -215,7 +222,7 @@ def load_model(path, device="auto"):
     The network is read off the tensors' shapes; model.config holds the constants it was trained with.
     A file of export.py's (.onnx, .pt2, .pth) becomes a module that is called likewise."""
     device = find_device(str(device))
-    if Path(path).suffix in SUFFIXES and Path(path).is_file():
+    if Path(path).suffix in SUFFIXES and Path(path).is_file() and not _is_dict(path):
         return load_exported(path, device)
     state = read_checkpoint(path, device)
     weights = _plain_names(state.get("state_dict", state))

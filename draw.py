@@ -35,7 +35,7 @@ def matte(photograph, logits, scale):
     the one rise over `scale` of the other, which looks like fog; they are made as much steeper, less the two pixels that
     an edge in a photograph has. Where the edge is soft the old background shines through; its share is taken out by the
     blur fusion of Forte, Approximate Fast Foreground Colour Estimation, ICIP 2021, in two passes."""
-    alpha = 1 / (1 + np.exp(-max(1, scale / 2) * logits))
+    alpha = 1 / (1 + np.exp(np.minimum(-max(1, scale / 2) * logits, 80)))  # more would be over what float32 holds
     colours = cv2.copyTo(photograph, (alpha > 0.002).view(np.uint8))
     edge = (alpha > 0.002) & (alpha < 0.998)
     rows, columns = (np.flatnonzero(edge.any(axis)) for axis in (1, 0))
@@ -124,7 +124,7 @@ def save(picture, path, colours=None):
 
 
 def batch(loader, images):
-    """What the network will see of the next training batch, with the outlines of its masks."""
+    """What the network sees of the epoch's first training batch, with the outlines of its masks."""
     dataset, epoch = loader.dataset, loader.sampler.epoch
     colours, pictures = colours_for(dataset), []
     for index in loader.sampler.order(epoch)[:min(16, images)]:

@@ -11,12 +11,12 @@ import parallel
 class Stretch:
     """The batches of an epoch behind its first `done` images, until pause() is true after a step, or reading fails.
 
-    A loader for train_fn. done: images whose step is complete; error: what reading failed with, kept so that what
+    A loader for train_fn. accumulate: batches to a step. done: images whose step is complete; error: what reading failed with, kept so that what
     was learnt up to then can be saved first. batch: images of the current batch that are this process's, those of all
     processes together, and the weight of this one's loss in the mean of all."""
 
-    def __init__(self, loader, epoch, done, pause=lambda done: False):
-        self.loader, self.epoch, self.first, self.done, self.pause, self.error = loader, epoch, done, done, pause, None
+    def __init__(self, loader, epoch, done, pause=lambda done: False, accumulate=1):
+        self.loader, self.epoch, self.first, self.done, self.pause, self.accumulate, self.error = loader, epoch, done, done, pause, accumulate, None
         self.dataset, self.batch_size, self.sampler = loader.dataset, loader.batch_size * parallel.RANKS, loader.sampler
 
     def __len__(self):
@@ -24,15 +24,18 @@ class Stretch:
 
     def __iter__(self):
         self.sampler.epoch, self.sampler.start = self.epoch, self.first
+        given = self.first
         try:
-            for batch in self.loader:
-                images = min(self.batch_size, len(self.dataset) - self.done)
+            for number, batch in enumerate(self.loader, 1):
+                images = min(self.batch_size, len(self.dataset) - given)
                 own = len(parallel.part(images))
                 self.batch = own, images, own * parallel.RANKS / images
                 yield batch
-                self.done += images
-                if self.pause(self.done):
-                    return
+                given += images
+                if number % self.accumulate == 0 or number == len(self):
+                    self.done = given
+                    if self.pause(self.done):
+                        return
         except Exception as error:  # from reading alone: what goes wrong in a step is not raised here
             if parallel.RANKS > 1:  # the others are in the middle of a step
                 raise

@@ -20,7 +20,6 @@ from pictures import UserError, brief
 
 RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
-RESTARTED = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 FIRST = RANK == 0  # the process that prints and writes
 LONGEST_WAIT = timedelta(days=1)  # with a first decoding, for which the others wait
 
@@ -52,29 +51,32 @@ def together(device):
     dist.destroy_process_group()
 
 
+def launchers_store():
+    """torchrun's own store, which outlives the processes that it restarts; None where nobody else serves MASTER_PORT."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+
+
 def own_store():
-    """Where the processes of this start find each other: in the first one. The launcher's store outlives a restart, and with it the addresses of processes that have gone."""
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # another launcher: nobody but the first process serves that port
-        return dist.TCPStore(host, port, RANKS, is_master=FIRST)
-    launchers = dist.TCPStore(host, port)
-    if FIRST:
+    """Where the processes of this start find each other: in the first one. The launcher's store still has the addresses of those before a restart."""
+    host, launchers, store = os.environ["MASTER_ADDR"], launchers_store(), None
+    if launchers is None:
+        store = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), RANKS, is_master=FIRST)
+    elif FIRST:
         store = dist.TCPStore(host, 0, is_master=True)
         launchers.set("store", str(store.port))
-        return store
-    while True:  # until it is this start's; one whose first process fails is ended by the launcher
-        try:
-            store = dist.TCPStore(host, int(launchers.get("store")), timeout=timedelta(seconds=2))
-        except dist.DistNetworkError:
-            continue
-        store.set_timeout(LONGEST_WAIT)
-        return store
+    while store is None:  # until the port is this start's
+        port = int(launchers.get("store"))
+        with contextlib.suppress(dist.DistNetworkError):
+            store = dist.TCPStore(host, port, timeout=timedelta(seconds=2))
+    store.set_timeout(LONGEST_WAIT)
+    return store
 
 
 def run_name():
-    """What tells this training from others, the same after the launcher's restarts."""
-    launcher = f"{os.environ['TORCHELASTIC_RUN_ID']} {os.getppid()} {os.environ.get('MASTER_PORT')}" if "TORCHELASTIC_RUN_ID" in os.environ else None
-    return uuid.uuid5(uuid.NAMESPACE_OID, launcher).hex if launcher else uuid.uuid4().hex
+    """What tells this training from others, the same after torchrun's restarts."""
+    launchers, name = launchers_store(), uuid.uuid4().hex
+    return launchers.compare_set("run", "", name).decode() if launchers else name
 
 
 def part(count):

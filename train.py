@@ -19,8 +19,9 @@ def configured():
     cfg = config.load(description=__doc__)
     rendered = "parts" if tuple(cfg.CLASSES) == demo_data.PARTS else "demo" if len(cfg.CLASSES) == 1 else None
     if rendered and folders(cfg) == PREPARED and not any(Path(folder).is_dir() and listing(folder, "data") for folder in PREPARED):
-        print(f"No photographs in data/train_images: training on rendered cars in data/{rendered} instead, with the preset {rendered}.\n"
-              "For Carvana's, download Kaggle's two zips and run: python prepare_data.py train.zip train_masks.zip")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"No photographs in data/train_images: training on rendered cars in data/{rendered} instead, with the preset {rendered}.\n"
+                  "For Carvana's, download Kaggle's two zips and run: python prepare_data.py train.zip train_masks.zip")
         cfg = config.load(base=rendered)
     if is_rendered(cfg) and not Path(cfg.TRAIN_IMG_DIR).exists() and os.environ.get("LOCAL_RANK", "0") == "0":
         demo_data.render_set(Path(cfg.TRAIN_IMG_DIR).parent, parts=is_rendered(cfg, "parts"))
@@ -109,7 +110,8 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None
             own, together, weight = getattr(loader, "batch", (len(images), len(images), 1))  # of several processes
             if step % accumulate == 0:
                 optimizer.zero_grad()
-            scaler.scale(loss * weight / accumulate).backward()
+            batches = min(accumulate, len(loader) - step + step % accumulate)  # of this step; the last of an epoch can have fewer
+            scaler.scale(loss * weight / batches).backward()
             if (step + 1) % accumulate == 0 or step + 1 == len(loader):
                 if clip:
                     scaler.unscale_(optimizer)
@@ -127,8 +129,9 @@ def train_fn(loader, model, optimizer, loss_fn, scaler, epochs_left=0, rate=None
             if step == 1:
                 started = time.perf_counter()
             if step == 5 and epochs_left:
-                seconds = (time.perf_counter() - started) / 4 * len(loader)
-                tqdm.write(f"about {duration(seconds)} an epoch, {duration(seconds * epochs_left)} in all, and evaluation on top")
+                seconds = (time.perf_counter() - started) / 4
+                epoch = seconds * len(loader.dataset) / together
+                tqdm.write(f"about {duration(epoch)} an epoch, {duration(seconds * len(loader) + epoch * (epochs_left - 1))} in all, and evaluation on top")
         total += look_at(recent, together, step, loader, bar) if recent else 0.0
     return total / max(seen, 1)
 
@@ -196,26 +199,28 @@ def train(cfg, device, stack):
     images = len(train_loader.dataset)
     nothing_done = {"of": images, "images": 0, "loss": 0.0, "seconds": 0.0}
     run, epoch, best, history, part = parallel.run_name(), 0, -1.0, [], nothing_done
-    restarted = parallel.RESTARTED and utils.run_of(cfg.CHECKPOINT_FILE) == run
-    if state := parallel.from_first(lambda: utils.read_checkpoint(cfg.CHECKPOINT_FILE) if cfg.LOAD_MODEL or restarted else None):
+    restarted = utils.run_of(cfg.CHECKPOINT_FILE) == run
+    state = parallel.from_first(lambda: utils.read_checkpoint(cfg.CHECKPOINT_FILE) if cfg.LOAD_MODEL or restarted else None)
+    fresh = state is None
+    if not fresh:
         compare_with_checkpoint(cfg, state.get("config", {}))
         epoch, best, history, part = utils.restore(state, model, optimizer, scaler, cfg.CHECKPOINT_FILE, average)
         run, part = state.get("run", run), part if part and part["of"] == images else nothing_done
         print(f"{cfg.CHECKPOINT_FILE}: {epoch} of {cfg.NUM_EPOCHS} epochs done" + (f", and {part['images']} images of the next" if part["images"] else ""))
         scores = utils.check_accuracy(val_loader, judged, device, loss_fn, full_size=True)
         print(f"Dice {scores['full_dice']:.4f} at full size")
-        best = scores["dice"] if best < 0 else best
+        best = scores["dice"] if best < 0 and "part" not in state else best  # of a file that others wrote
         show(cfg, history, val_loader, judged, scores)
+    del state
     train_loader.sampler.epoch = epoch
     if parallel.FIRST:
         draw.save(draw.batch(train_loader, cfg.BATCH_SIZE), os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
 
-    looks = {round(len(train_loader) * (look + 1) / cfg.LOOKS_PER_EPOCH) * cfg.BATCH_SIZE for look in range(cfg.LOOKS_PER_EPOCH - 1)} | {images} if cfg.STOP_AT_DICE else set()
+    step_images = cfg.BATCH_SIZE * cfg.ACCUMULATE
+    looks = {round(images / step_images * (look + 1) / cfg.LOOKS_PER_EPOCH) * step_images for look in range(cfg.LOOKS_PER_EPOCH - 1)} | {images} if cfg.STOP_AT_DICE else set()
     reached, saved = [], time.monotonic()
 
     def pause(done):
-        if done < images and done // cfg.BATCH_SIZE % cfg.ACCUMULATE:
-            return False  # in the middle of a step
         return parallel.highest(signals.received or 0) or done in looks or overdue()
 
     def overdue():
@@ -248,14 +253,14 @@ def train(cfg, device, stack):
 
     distributed = trained = parallel.wrapped(model, device)
     ahead, epochs_left = 0.0, cfg.NUM_EPOCHS - epoch  # to announce
-    if parallel.RANKS > 1 and not state:
+    if parallel.RANKS > 1 and fresh:
         save()  # what a restart after a process's death goes on from is this run's from the first step on
     with Signals() as signals:
         while epoch < cfg.NUM_EPOCHS and not reached and not out_of_patience(history, cfg.PATIENCE):
             if trained is distributed and compiling_pays(cfg.COMPILE, device, ahead):
                 trained = torch.compile(distributed)
             started = time.perf_counter()
-            stretch = Stretch(train_loader, epoch, part["images"], pause)
+            stretch = Stretch(train_loader, epoch, part["images"], pause, cfg.ACCUMULATE)
             loss = train_fn(stretch, trained, optimizer, loss_fn, scaler, epochs_left, rate, cfg.ACCUMULATE, cfg.CLIP_GRADIENT,
                             share if cfg.RESOLUTIONS != [1.0] else None, after_step if cfg.EMA else None)
             part = {"of": images, "images": stretch.done, "loss": part["loss"] + loss * (stretch.done - stretch.first), "seconds": part["seconds"] + time.perf_counter() - started}
@@ -307,7 +312,8 @@ def show(cfg, history, loader, model, scores):
     if parallel.FIRST:
         draw.validation_pictures(loader, model, scores, cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
         gallery.training_page(cfg, history, loader.dataset, scores)
-        draw.learning(loader.dataset, scores, len(history), os.path.join(cfg.SAVED_IMAGES_DIR, "learning.gif"))
+        if history and history[-1]["dice"] == scores["dice"]:  # not of an epoch that has only begun
+            draw.learning(loader.dataset, scores, len(history), os.path.join(cfg.SAVED_IMAGES_DIR, "learning.gif"))
 
 
 def remark_on_few(dataset, classes):

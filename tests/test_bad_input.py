@@ -284,6 +284,7 @@ BAD = [
     ("a tensor", CHECKPOINT, saved(torch.zeros(3)), EVALUATE, r"holds no weights of a UNET"),
     ("weights of another kind of network", CHECKPOINT, saved(torch.nn.Linear(2, 2).state_dict()), EVALUATE, r"holds no weights of a UNET"),
     ("weights are a list", CHECKPOINT, state(state_dict=[1]), EVALUATE, r"holds no weights of a UNET"),
+    ("a weight's name is a number", CHECKPOINT, state(state_dict=lambda weights: weights | {7: torch.zeros(1)}), EVALUATE, r"holds no weights of a UNET"),
     ("a weight is a number", CHECKPOINT, weight(1.0), EVALUATE, r"is not sound: downs.0.conv.0.weight is no plain tensor but float"),
     ("a weight is text", CHECKPOINT, weight("x", "final_conv.weight"), EVALUATE, r"final_conv.weight is no plain tensor but str"),
     ("a weight of whole numbers", CHECKPOINT, weight(lambda tensor: tensor.to(torch.int32)), EVALUATE, r"downs.0.conv.0.weight holds int32"),

@@ -156,9 +156,10 @@ def test_a_loader_of_ones_own_augments_anew_each_epoch(data, workers):
 def test_load_model_reads_the_network_off_the_tensors(tmp_path, prefix):
     model = randomised(UNET(1, 2, [4, 6, 8])).eval()
     torch.save({"state_dict": {prefix + name: tensor for name, tensor in model.state_dict().items()}}, tmp_path / "a.pth.tar")
-    torch.save(model.state_dict(), tmp_path / "bare.pth.tar")
+    for name in ("bare.pth.tar", "tutorial.pth"):
+        torch.save(model.state_dict(), tmp_path / name)
     x = torch.randn(1, 1, 16, 24)
-    for name in ("a", "bare"):
-        loaded = utils.load_model(tmp_path / f"{name}.pth.tar", "cpu")
+    for name in ("a.pth.tar", "bare.pth.tar", "tutorial.pth"):
+        loaded = utils.load_model(tmp_path / name, "cpu")
         torch.testing.assert_close(loaded(x), model(x))
         assert loaded.config["FEATURES"] == [4, 6, 8] and loaded.unshuffle == 1 and device.config_of(loaded)["THRESHOLD"] == 0.5

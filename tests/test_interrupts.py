@@ -47,7 +47,7 @@ def ended_after(monkeypatch):
 def test_ended_at_any_step_it_goes_on_to_the_same_bits(settings, ended_after, capsys, workers, changes):
     changes = changes | {"NUM_EPOCHS": 2, "NUM_WORKERS": workers, "BATCH_SIZE": 5}  # 3 steps an epoch, the last of 2 images
     train.main(settings(**changes))
-    straight = learnt()
+    straight, best = learnt(), learnt("best_checkpoint.pth.tar")
     for number, step in ((signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 3), (signal.SIGTERM, 4), (signal.SIGTERM, 6)):
         ended_after(step, number)
         with pytest.raises(SystemExit) as exit:
@@ -60,7 +60,7 @@ def test_ended_at_any_step_it_goes_on_to_the_same_bits(settings, ended_after, ca
         assert done == step or "ACCUMULATE" in changes and step < done <= step + 1  # a step is not cut in half
         ended_after(0)
         train.main(settings(LOAD_MODEL=True, **changes))
-        assert same(straight, learnt()), (number, step)
+        assert same(straight, learnt()) and same(best, learnt("best_checkpoint.pth.tar")), (number, step)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -179,6 +179,34 @@ def test_an_error_of_the_step_is_not_taken_for_one_of_reading():
         for _ in stretch:
             1 / 0
     assert stretch.error is None and stretch.done == 0
+
+
+def test_what_cannot_be_read_leaves_whole_steps():
+    class Loader:
+        dataset, batch_size, sampler = range(20), 2, type("Sampler", (), {})()
+
+        def __iter__(self):
+            yield from range(5)
+            raise OSError("gone")
+
+    stretch = Stretch(Loader(), 0, 4, accumulate=2)
+    assert list(stretch) == list(range(5)) and stretch.done == 4 + 2 * 2 * 2 and isinstance(stretch.error, OSError)
+
+
+def test_the_first_epochs_end_is_the_best_yet_whatever_its_middle_scored(settings, ended_after, monkeypatch):
+    ended_after(2)
+    with pytest.raises(SystemExit):
+        train.main(settings(NUM_EPOCHS=1))
+    ended_after(0)
+    check, seen = utils.check_accuracy, []
+
+    def falling(*args, **how):
+        scores = check(*args, **how)
+        seen.append(scores["dice"])
+        return scores | {"dice": 0.9 / len(seen)}
+    monkeypatch.setattr(utils, "check_accuracy", falling)
+    train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
+    assert len(seen) == 2 and result("best_checkpoint.pth.tar")["best"] == 0.45
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
