@@ -266,7 +266,8 @@ class PlainInference:
         from device import config_of
         self.model, self.device = utils.load_model(args.model, str(device)).to(memory_format=torch.contiguous_format), device
         trained = config_of(self.model)
-        mean, std = ((trained[name] * 3)[:3] for name in ("MEAN", "STD"))
+        self.mode = {1: "L", 3: "RGB"}[trained["IN_CHANNELS"]]
+        mean, std = ((trained[name] * 3)[:trained["IN_CHANNELS"]] for name in ("MEAN", "STD"))
         self.transform = A.Compose([A.Resize(trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]), A.Normalize(mean=mean, std=std), ToTensorV2()])
         self.paths = [image for image, _ in find_pairs(args.images, args.masks)][:PLAIN_FILES]
 
@@ -275,8 +276,8 @@ class PlainInference:
         with tempfile.TemporaryDirectory() as out, torch.no_grad():
             def predict():
                 for path in self.paths:
-                    photograph = Image.open(path).convert("RGB")
-                    image = self.transform(image=np.array(photograph))["image"][None].to(self.device)
+                    photograph = Image.open(path).convert(self.mode)
+                    image = self.transform(image=np.atleast_3d(photograph))["image"][None].to(self.device)
                     mask = (torch.sigmoid(self.model(image)) > 0.5)[0, 0].cpu().numpy()
                     Image.fromarray(mask.astype(np.uint8) * 255).resize(photograph.size).save(f"{out}/{path.stem}.png")
             return {"plain": timed(predict) / len(self.paths)}

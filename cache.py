@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -17,6 +18,7 @@ import PIL
 from pictures import READER, UserError, brief, in_threads, listed, read_pair, printable, stamp
 
 ABANDONED = 600  # seconds after which an unfinished file that no longer grows is nobody's
+UNFINISHED = re.compile(r".*-[0-9a-f]{12}-[0-9a-f]{12}\.\d+\.tmp")
 
 
 class Cache:
@@ -106,8 +108,9 @@ def make_room(folder, needed):
     """Remove what interrupted runs left in a folder. Raises OSError where less than `needed` bytes are free then."""
     folder.mkdir(parents=True, exist_ok=True)
     for other in folder.glob("*.tmp"):
-        if time.time() - other.stat().st_mtime > ABANDONED:
-            other.unlink(missing_ok=True)
+        with suppress(OSError):  # another's, or gone meanwhile
+            if UNFINISHED.fullmatch(other.name) and time.time() - other.stat().st_mtime > ABANDONED:
+                other.unlink()
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"it takes {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")

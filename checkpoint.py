@@ -237,6 +237,8 @@ def load_model(path, device="auto"):
         load_checkpoint(state, model, assign=True, name=printable(path))
     except (LookupError, AttributeError, ArithmeticError, ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"{printable(path)} holds no weights of a UNET ({brief(error)}); name another") from error
+    if shape["in_channels"] not in (1, 3):
+        raise UserError(f"{printable(path)} is for images of {shape['in_channels']} channels (expected 1 or 3); name another")
     try:
         known = sound_input(state.get("config", {}), shape["in_channels"])
     except ValueError as error:

@@ -31,7 +31,7 @@ STD = [1.0]  # divided by after that; one value, or one a channel [list of 1e-6.
 MASK_RESIZE = "area"  # area keeps the outline where it is; nearest is what older scores were measured with [area | nearest]
 
 # augmentation, drawn anew for each epoch and image
-SCALE_JITTER = 0.0  # larger or smaller by up to so much [0.0..0.9 share]
+SCALE_JITTER = 0.0  # wider or narrower, and higher or lower, by up to so much each [0.0..0.9 share]
 COLOR_JITTER = 0.0  # brightness, contrast and saturation, each times 1 +- up to so much [0.0..0.9 share]
 ROTATE = 35  # turn by up to so much either way [0.0..180.0 degrees]
 ROTATE_FILL = "reflect"  # what comes into view then; black corners, the older way, occur in no photograph and unsettle BatchNorm [reflect | black]

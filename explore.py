@@ -79,7 +79,8 @@ def outline_noise(pair, labels=None):
 
     At points of the outline whose edge is clear: within CLEAR_REACH pixels along the normal one place is CLEAR times as steep as any that is more than two
     pixels away from it, and at least CLEAR_LEVELS."""
-    grey, mask = read_image(pair[0], None, 1)[..., 0].astype(np.float32), read_target(pair[1], labels) > 0
+    grey, mask = read_image(pair[0], None, 1)[..., 0].astype(np.float32), read_target(pair[1], labels)
+    mask = (mask > 0) & (mask != labels.ignore) if labels else mask > 0
     soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), 3)
     down, right = cv2.Sobel(soft, cv2.CV_32F, 0, 1), cv2.Sobel(soft, cv2.CV_32F, 1, 0)
     contours = [contour[:, 0] for contour in cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0] if len(contour) > 200]

@@ -69,8 +69,10 @@ def arguments():
     missing = sorted({module for name in args.formats for module in NEEDS.get(name, ()) if not installed(module)})
     if missing:
         raise UserError(f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed, which onnx and int8 need; pip install {' '.join(missing)}, or leave them out of --formats")
-    if args.images:
-        check_folders((args.images, args.masks), suffix=args.suffix)
+    named = [(args.images, args.masks)] if args.images else []
+    if (args.calibration, args.calibration_masks) != (config.TRAIN_IMG_DIR, config.TRAIN_MASK_DIR):
+        named.append((args.calibration, args.calibration_masks))
+    check_folders(*named, suffix=args.suffix)
     return args
 
 
@@ -345,6 +347,10 @@ def main(args):
     def score(logits):
         return mean_dice(lambda pair: pair, list(zip(logits, truths)), facts)
 
+    def call(name, inputs):
+        found = running[name].call([fitting(name, one, multiple) for one in inputs])
+        return [logits[..., :one.shape[2], :one.shape[3]] for logits, one in zip(found, inputs)]
+
     expected = eager(checks)
     reference = score(eager(images))
     half = dict(zip(("max", "mean", "largest"), differences(eager(checks, half=True), expected))) | {"dice": score(eager(images, half=True))}
@@ -359,9 +365,8 @@ def main(args):
             with replacing(out / file) as temporary:
                 remark = write(name, temporary, model, facts, calibration)
             running[name] = Process(name, out, load, run)
-            fit = [i for i, one in enumerate(checks) if name != "pt2" or not any(side % multiple for side in one.shape[2:])]
-            found = running[name].call([checks[i] for i in fit])
-            row = dict(zip(("max", "mean", "largest"), differences(found, [expected[i] for i in fit]))) | {"dice": score(running[name].call(images)), "mb": (out / file).stat().st_size / 1e6}
+            fit = [i for i, one in enumerate(checks) if name != "pt2" or min(one.shape[2:]) > multiple]  # a .pt2 takes two multiples and more
+            row = dict(zip(("max", "mean", "largest"), differences(call(name, [checks[i] for i in fit]), [expected[i] for i in fit]))) | {"dice": score(call(name, images)), "mb": (out / file).stat().st_size / 1e6}
             if wrong := fault(name, row, reference):
                 raise UserError(f"{file} is not the model: {wrong}; it was not kept")
             rows[name] = row
@@ -370,7 +375,7 @@ def main(args):
             (out / file).unlink(missing_ok=True)
             running.pop(name, None)
             failed.append(str(error))
-    measure(rows, running, eager, images[0])
+    measure(rows, running, eager, images[0], multiple)
     text = readme(rows, remarks, facts, what, len(scored), args)
     if not failed:
         for path, content in ((out / "README.md", text), *([(out / "predict.py", PREDICT)] if NEEDS.keys() & set(args.formats) else [])):
@@ -384,7 +389,13 @@ def main(args):
     print(f"{printable(out)}/README.md says how each is used")
 
 
-def measure(rows, running, eager, image):
+def fitting(name, images, multiple):
+    """float32 (B, C, H, W), as a format takes them: a .pt2 multiples only, continued as UNET does it."""
+    height, width = images.shape[2:]
+    return np.pad(images, ((0, 0), (0, 0), (0, -height % multiple), (0, -width % multiple)), mode="edge") if name == "pt2" else images
+
+
+def measure(rows, running, eager, image, multiple):
     """Add "ms", the median latency of one image on two threads, to each row: all take turns."""
     import torch
     torch.set_num_threads(2)
@@ -393,7 +404,7 @@ def measure(rows, running, eager, image):
         for name in rows:
             time.sleep(REST)  # the threads of the one before wait for more work, busily, for a while
             if name in running:
-                seconds = running[name].call(image, RUNS)
+                seconds = running[name].call(fitting(name, image, multiple), RUNS)
             else:
                 seconds = []
                 for _ in range(RUNS):
@@ -439,13 +450,14 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-photograph = Path(sys.argv[1])
-here = Path(__file__).parent
+photograph, here = Path(sys.argv[1]), Path(__file__).parent
 model = Path(sys.argv[2]) if len(sys.argv) > 2 else next(path for path in (here / "unet_model_int8.onnx", here / "unet_model_onnx.onnx") if path.exists())
 session = onnxruntime.InferenceSession(model)
 facts = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
 
-image = ImageOps.exif_transpose(Image.open(photograph)).convert("RGB" if facts["IN_CHANNELS"] == 3 else "L")
+image = ImageOps.exif_transpose(Image.open(photograph))
+image = Image.fromarray(np.uint8(np.asarray(image) / 257)) if image.mode.startswith("I") else image  # of 16 bits
+image = image.convert("RGB" if facts["IN_CHANNELS"] == 3 else "L")
 levels = np.asarray(image.resize((facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"]), Image.Resampling.HAMMING), np.float32)
 levels = levels.reshape(facts["IMAGE_HEIGHT"], facts["IMAGE_WIDTH"], -1).transpose(2, 0, 1) / 255  # (channels, height, width)
 mean, std = (np.float32(facts[name]).reshape(-1, 1, 1) for name in ("MEAN", "STD"))
@@ -457,7 +469,8 @@ if len(whole) == 1:
 else:
     mask = np.argmax(whole, axis=0).astype(np.uint8)  # indices of facts["CLASSES"]
 target = photograph.with_name(f"{photograph.stem}_mask.png")
-Image.fromarray(mask).save(target)
+with open(target, "xb") as file:  # nothing is overwritten
+    Image.fromarray(mask).save(file, "PNG")
 print(f"{target}: {100 * (mask > 0).mean():.1f} % {'foreground' if len(whole) == 1 else 'not ' + facts['CLASSES'][0]}")
 '''
 

@@ -28,7 +28,7 @@ def training_page(cfg, history, dataset, scores):
         page.section("Curves", page.charts(*curves(history, size))),
         *([page.section("Classes", page.table(class_rows(scores), ("class", f"Dice at {size}", "IoU", *(["Dice at full size", "IoU"] if "full_classes" in scores else [])))),
            page.section("Confusion", "<p>Pixels in millions: a row is a true class, a column what it was taken for.</p>", page.table(confusion_rows(scores), ("", *scores["classes"])))] if "classes" in scores else []),
-        page.section("Validation images", f"<p>Error: {draw.key(dataset.reading['labels'])}. A click enlarges; arrow keys step.</p>",
+        page.section("Validation images", f"<p>Error: {page.escape(draw.key(dataset.reading['labels']))}. A click enlarges; arrow keys step.</p>",
                      page.cards(list(items), {"dice": ("lowest Dice", 1), "best": ("highest Dice", 1), "share": ("largest object", -1)})),
         page.section("Constants", "<p>Those that differ from config.py's stand out.</p>", page.table(rows, changed=changed)))
 

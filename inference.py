@@ -176,7 +176,8 @@ def results(args, photographs, model):
 
     import device
     trained = device.config_of(model)
-    print(f"{printable(args.model)}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters at {trained['IMAGE_HEIGHT']}x{trained['IMAGE_WIDTH']} on {device.device_of(model)}")
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{printable(args.model)}: {f'{parameters / 1e6:.2f} M parameters ' if parameters else ''}at {trained['IMAGE_HEIGHT']}x{trained['IMAGE_WIDTH']} on {device.device_of(model)}")
     device.keep_half(model)
     batches = [photographs[i:i + args.batch_size] for i in range(0, len(photographs), args.batch_size)]
     # each thread takes its photographs all the way: nothing waits for anything but the disk and the cores
@@ -226,9 +227,12 @@ def finish(photograph, logits, trained, args):
     scale = size[0] / logits.shape[1]
     logits, paint = utils.upsample(logits, size), labels and colours_of(labels)
     if labels is None:
-        mask, logits = logits[0] > np.float32(utils.cut_of(trained)), logits[0]
+        cut = np.float32(utils.cut_of(trained))
+        logits = logits[0] - cut if cut else logits[0]
+        mask, margin = logits > 0, abs(logits) if args.gallery else None
         shares = f"{printable(trained['CLASSES'][0])} {100 * cv2.countNonZero(mask.view(np.uint8)) / mask.size:.1f} %"
     else:  # what follows is about all classes but the first, as one
+        margin = np.diff(np.partition(logits, -2, axis=0)[-2:], axis=0) if args.gallery else None
         mask, logits = logits.argmax(0).astype(np.uint8), np.logaddexp.reduce(logits[1:], 0) - logits[0]
         counts = np.bincount(mask.ravel(), minlength=len(labels.names))
         shares = ", ".join(f"{printable(labels.names[i])} {100 * counts[i] / mask.size:.1f} %" for i in np.argsort(-counts, kind="stable") if counts[i])
@@ -254,7 +258,7 @@ def finish(photograph, logits, trained, args):
     card = None
     if args.gallery:
         import gallery
-        card = gallery.prediction_card(path, name, mask, shares, (abs(logits) < np.log(9)).mean(), paint)
+        card = gallery.prediction_card(path, name, mask, shares, (margin < np.log(9)).mean(), paint)
     return shares, written, runs, card
 
 
@@ -287,7 +291,8 @@ class Submission:
         with open(self.path, "rb+") as file:
             file.truncate(whole(file))  # less the row in which the run was ended
         self.add_parts()
-        with open(self.path, newline="", encoding="utf-8") as file:
+        csv.field_size_limit(2**31 - 1)  # a photograph's run lengths can be longer than the usual limit
+        with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             self.done = {row[0] for row in itertools.islice(csv.reader(file), 1, None) if row}
         if self.done:
             print(f"{self.path}: going on after {many(self.done, 'row')}")
@@ -296,7 +301,7 @@ class Submission:
         if self.parallel.FIRST:
             with replacing(beside(self.path)) as temporary:
                 temporary.write_text(json.dumps(self.run))
-        self.file = open(self.path if self.parallel.FIRST else self.path.with_name(f".{self.path.name}.{self.parallel.RANK}"), "a", newline="", encoding="utf-8")
+        self.file = open(self.path if self.parallel.FIRST else self.path.with_name(f".{self.path.name}.{self.parallel.RANK}"), "a", newline="", encoding="utf-8", errors="surrogateescape")
         self.writer = csv.writer(self.file, lineterminator="\n")
         if self.file.tell() == 0 and self.parallel.FIRST:
             self.writer.writerow(FIELDS)
@@ -310,9 +315,9 @@ class Submission:
         """Add what other processes wrote beside the csv to it: whole rows, of photographs that it has not."""
         for path in self.parts():
             with open(self.path, "rb") as file:
-                there = {line.split(b",", 1)[0] for line in file}
+                there = {line.rsplit(b",", 1)[0] for line in file}
             with open(path, "rb") as part, open(self.path, "ab") as file:
-                file.writelines(line for line in part if line.endswith(b"\n") and line.split(b",", 1)[0] not in there)
+                file.writelines(line for line in part if line.endswith(b"\n") and line.rsplit(b",", 1)[0] not in there)
             path.unlink()
 
     def add(self, name, runs):
@@ -348,4 +353,8 @@ if __name__ == "__main__":
     keep_freed_memory()
     with user_errors():
         args = arguments()
-        main(args)
+        from device import plainly
+        try:
+            main(args)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            raise plainly(error) from error

@@ -33,7 +33,7 @@ REMEDIES = {errno.ENOSPC: "free some space", errno.EFBIG: "free some space", err
             errno.ENAMETOOLONG: "choose a shorter name"}
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, and sizes that are within the limit
 cv2.setNumThreads(0)  # several pictures are read at once; OpenCV's own threads would only fight over the cores
-READER = 1  # to be raised whenever read_image or read_mask returns something else for the same file
+READER = 2  # to be raised whenever read_image or read_mask returns something else for the same file
 CAR = "([0-9a-f]{12})_(0[1-9]|1[0-6])"  # a Carvana name: car and angle
 UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
@@ -281,9 +281,9 @@ def listed(headline, lines):
 
 
 def group_of(name, regex=CAR):
-    """What must stay on one side of a split: of a name that a regular expression fits, its first bracket (or all that fits); else the file's own stem."""
+    """What must stay on one side of a split: of a name that a regular expression fits, its first bracket that holds something (or all that fits); else the file's own stem."""
     match = re.fullmatch(regex, Path(name).stem)
-    return (match[1] if match.re.groups else match[0]) if match else Path(name).stem
+    return next((group for group in match.groups() if group is not None), match[0]) if match else Path(name).stem
 
 
 def split_groups(groups, fractions, seed):
@@ -488,8 +488,8 @@ def _mask_levels(image):
         indices, palette = np.asarray(image), image.crop((0, 0, 16, 16))
         palette.putdata(range(256))
         palette = np.asarray(palette.convert("L")).reshape(-1)
-        carvana = indices.max() == 1 and palette[0] < 128 <= palette[1]  # already 0 and 1
-        return indices if carvana else cv2.LUT(indices, palette)
+        already = indices.max() == 1 and palette[0] < palette[1]  # 0 and 1, whatever their colours: Carvana's
+        return indices if already else cv2.LUT(indices, palette)
     deep = _deep(image)
     return np.asarray(image.convert("L")) if deep is None else deep
 

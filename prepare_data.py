@@ -117,7 +117,7 @@ def prepare(args, staging, out):
 
 def render(args, staging, out):
     refuse_other_data(out, args.force)  # before the seconds that rendering takes
-    val_cars = max(1, round(args.cars * args.val_fraction))
+    val_cars = min(max(1, round(args.cars * args.val_fraction)), args.cars - 1)
     demo_data.render_set(staging / "new", args.cars, val_cars, args.angles, tuple(args.size), args.seed, args.parts)
     put_in_place(staging, out, args.force)
     print(f"{args.cars - val_cars} cars to train on and {val_cars} to validate on, {args.angles} photographs of each, in {out}")
@@ -266,6 +266,7 @@ def put_in_place(staging, out, force):
                 (out / name).rename(new / name)
         undo(staging, out)
         raise
+    old.rename(staging / "replaced")  # from here on it is not to be put back
 
 
 def undo(staging, out):

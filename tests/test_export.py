@@ -173,6 +173,13 @@ def test_a_grey_network(tmp_path, run):
     assert session.run(None, {"input": np.zeros((2, 1, 17, 9), np.float32)})[0].shape == (2, 1, 17, 9)
 
 
+def test_a_size_that_is_no_multiple(tmp_path, run):
+    write_model(tmp_path / "best_checkpoint.pth.tar", IMAGE_HEIGHT=30, IMAGE_WIDTH=45)
+    run("export.py", *OURS, "--formats", "pt2", "weights")
+    assert "| pt2 | unet_model.pt2 |" in (tmp_path / "exports/README.md").read_text()
+    assert "no folder 'typo'" in run("export.py", *OURS, "--calibration", "typo", status=2).stderr
+
+
 def test_a_whole_model_with_other_constants(tmp_path):
     """One that the lineage saved has none; one with absurd ones is refused."""
     model = UNET(features=[4])

@@ -20,6 +20,7 @@ from PIL import Image
 from test_contract import randomised, reference
 
 import draw
+import inference
 import pictures
 import utils
 from checkpoint import checkpoint_state
@@ -247,6 +248,31 @@ def test_a_csv_goes_on_where_it_stopped(work, run):
     for changed in (["--threshold", 0.4], ["--tta"], ["--model", write_model(work / "other.pth.tar", seed=5)]):
         assert "not of this model, --threshold and --tta; remove it" in run("inference.py", *words, *changed, status=2).stderr
         assert (work / "a.csv").read_bytes() == whole
+
+
+def test_a_csv_of_long_rows_and_odd_names(tmp_path):
+    names = ["a,b.jpg", "a,c.jpg", "\udcff.jpg", 'a "b".jpg']
+    for already in (0, 2, 4):
+        with inference.Submission(tmp_path / "a.csv", {}) as rows:
+            assert rows.done == set(names[:already])
+            for name in names[already:already + 2]:
+                rows.add(name, "1 2 " * 50_000)
+    part = tmp_path / ".a.csv.1"  # of a second process
+    part.write_bytes(b'"a,c.jpg",3 4\r\n"a,d.jpg",5 6\n'.replace(b"\r", b""))
+    assert inference.Submission(tmp_path / "a.csv", {}).done == {*names, "a,d.jpg"}
+
+
+def test_a_cutout_is_of_what_is_masked(work, run):
+    run("inference.py", "--img", "photos", "--no-overlay", "--cutout", "--threshold", 0.7)
+    for path in (work / "outputs").glob("*_mask.png"):
+        mask, alpha = np.asarray(Image.open(path)), np.asarray(Image.open(str(path).replace("_mask", "_cutout")))[..., 3]
+        assert (abs(alpha.astype(int) - 127.5) < 2)[(alpha > 127) != (mask > 0)].all() and 0 < (mask > 0).mean() < 1
+
+
+def test_four_channels_are_refused(tmp_path):
+    write_model(tmp_path / "four.pth.tar", channels=4)
+    with pytest.raises(pictures.UserError, match="images of 4 channels"):
+        utils.load_model(tmp_path / "four.pth.tar", "cpu")
 
 
 def test_interrupted_every_file_is_whole_and_the_csv_goes_on(work, run):

@@ -112,13 +112,16 @@ def mask_files(folder, mask):
                         "sixteen ones.png": mask * np.uint16(1), "faint.png": mask * np.uint8(100) + 100}.items():
         Image.fromarray(array).save(folder / name)
     Image.fromarray(full).convert("1").save(folder / "bits.png")
+    dark = Image.fromarray(mask.astype(np.uint8), "L").convert("P")
+    dark.putpalette([0, 0, 0, 128, 0, 0])
+    dark.save(folder / "dark red.png")
     return sorted(folder.iterdir())
 
 
 def test_masks_of_every_format_are_alike(tmp_path):
     mask = scene(1)[1]
     paths = mask_files(tmp_path, mask)
-    assert len(paths) == 10
+    assert len(paths) == 11
     for path in paths:
         assert np.array_equal(read_mask(path), mask * np.uint8(255)), path.name
 
@@ -206,6 +209,7 @@ def test_split_is_a_partition_that_ignores_order(groups, seed, random):
 
 def test_all_angles_of_a_car_are_one_group():
     assert pictures.group_of("0cdf5b5d0ce1_01.jpg") == pictures.group_of("0cdf5b5d0ce1_16.jpg") == "0cdf5b5d0ce1"
+    assert [pictures.group_of(name, "(.*)_[0-9]+|(.*)-[0-9]+") for name in ("a_1.jpg", "b-1.jpg", "c.jpg")] == ["a", "b", "c"]
     assert pictures.group_of("0cdf5b5d0ce1_17.jpg") == "0cdf5b5d0ce1_17" and pictures.group_of("cat_01.jpg") == "cat_01"
 
 

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, write_mask, write_pairs
 from PIL import Image
+from test_bad_input import command
 
 
 @pytest.fixture
@@ -172,6 +174,20 @@ def test_killed_while_replacing_it_puts_the_old_data_back(raw, run):
     (raw / "data/val_masks").mkdir()
     assert "nothing to do" in run("prepare_data.py", "train.zip", "train_masks.zip").stdout
     assert tree(raw / "data") == before
+
+
+def test_killed_while_clearing_up_it_leaves_the_new_data(raw, run, monkeypatch):
+    words = ["prepare_data.py", "train.zip", "train_masks.zip", "--force", "--seed"]
+    run(*words, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        patch.setattr(time, "sleep", lambda _: None)
+        assert command(patch, raw, [*words, "1"]) == 0
+    left = raw / "data/.preparing"
+    shutil.rmtree(next(left.rglob("train_images")))
+    after = {name: content for name, content in tree(raw / "data").items() if not name.startswith(".preparing")}
+    assert left.exists() and "nothing to do" in run(*words, 1).stdout
+    assert tree(raw / "data") == after
 
 
 def test_same_names_and_sizes_are_not_the_same_data(raw, run):
