@@ -175,7 +175,7 @@ def _content(filename, device="cpu"):
 
 
 def _is_dict(path):
-    """Whether a file holds weights by name, whatever it is called."""
+    """Whether a file holds a dict, such as a bare state_dict that others named .pth."""
     with contextlib.suppress(Exception):
         return isinstance(_content(path), dict)
     return False
@@ -222,7 +222,7 @@ def load_model(path, device="auto"):
     The network is read off the tensors' shapes; model.config holds the constants it was trained with.
     A file of export.py's (.onnx, .pt2, .pth) becomes a module that is called likewise."""
     device = find_device(str(device))
-    if Path(path).suffix in SUFFIXES and Path(path).is_file() and not _is_dict(path):
+    if Path(path).suffix in SUFFIXES and Path(path).is_file() and not (Path(path).suffix == ".pth" and _is_dict(path)):
         return load_exported(path, device)
     state = read_checkpoint(path, device)
     weights = _plain_names(state.get("state_dict", state))

@@ -353,8 +353,8 @@ if __name__ == "__main__":
     keep_freed_memory()
     with user_errors():
         args = arguments()
-        from device import plainly
         try:
             main(args)
         except (RuntimeError, ValueError, MemoryError) as error:
+            from device import plainly  # brings torch, for which main() has no use before it has looked at the files
             raise plainly(error) from error

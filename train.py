@@ -199,10 +199,9 @@ def train(cfg, device, stack):
     images = len(train_loader.dataset)
     nothing_done = {"of": images, "images": 0, "loss": 0.0, "seconds": 0.0}
     run, epoch, best, history, part = parallel.run_name(), 0, -1.0, [], nothing_done
-    restarted = utils.run_of(cfg.CHECKPOINT_FILE) == run
-    state = parallel.from_first(lambda: utils.read_checkpoint(cfg.CHECKPOINT_FILE) if cfg.LOAD_MODEL or restarted else None)
-    fresh = state is None
-    if not fresh:
+    state = parallel.from_first(lambda: utils.read_checkpoint(cfg.CHECKPOINT_FILE) if cfg.LOAD_MODEL or utils.run_of(cfg.CHECKPOINT_FILE) == run else None)
+    resumed = state is not None
+    if resumed:
         compare_with_checkpoint(cfg, state.get("config", {}))
         epoch, best, history, part = utils.restore(state, model, optimizer, scaler, cfg.CHECKPOINT_FILE, average)
         run, part = state.get("run", run), part if part and part["of"] == images else nothing_done
@@ -253,7 +252,7 @@ def train(cfg, device, stack):
 
     distributed = trained = parallel.wrapped(model, device)
     ahead, epochs_left = 0.0, cfg.NUM_EPOCHS - epoch  # to announce
-    if parallel.RANKS > 1 and fresh:
+    if parallel.RANKS > 1 and not resumed:
         save()  # what a restart after a process's death goes on from is this run's from the first step on
     with Signals() as signals:
         while epoch < cfg.NUM_EPOCHS and not reached and not out_of_patience(history, cfg.PATIENCE):
