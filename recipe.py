@@ -65,8 +65,9 @@ def edge_loss(logits, masks, labels=None):
 
     After the border weights of Ronneberger et al., 2015, arXiv:1505.04597, equation 2, by a mean instead of a distance. Of several
     classes, 2 (1 - the sum of m * m over the classes) stands for 4 m (1 - m), which it is for two."""
-    reach = max(1, round(EDGE_REACH * masks.shape[-2]))
-    m = F.avg_pool2d(masks if labels is None else one_hot(masks, labels), 2 * reach + 1, 1, reach, count_include_pad=False)
+    reach, m = max(1, round(EDGE_REACH * masks.shape[-2])), masks if labels is None else one_hot(masks, labels)
+    for rows, columns in ((reach, 0), (0, reach)):  # a square's mean is that of its columns' means
+        m = F.avg_pool2d(m, (2 * rows + 1, 2 * columns + 1), 1, (rows, columns), count_include_pad=False)
     if labels is None:
         weights = 1 + EDGE_WEIGHT * 4 * m * (1 - m)
         return F.binary_cross_entropy_with_logits(logits, masks, weights / weights.mean())

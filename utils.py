@@ -122,7 +122,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     "masks": the predicted ones, as bytes of bits (of several classes, of indices), and their "size"}.
     full_size adds the same scores with "full_" before them: logits upsampled bilinearly to the size of the mask's
     file and thresholded there (the loader must go through a CarvanaDataset in order). outlines adds
-    "full_boundary", the mean distance of the outlines in pixels. The model is moved to device.
+    "full_boundary", the mean distance of the outlines in pixels, and "full_beyond" (metrics.beyond). The model is moved to device.
     Of several classes an image's Dice and so on are means over the classes that are in its truth or its prediction, and
     there are "classes" (Dice and IoU of each, means over the images where it is one of these) and "confusion" (pixels by true and predicted class) too.
     at_least: where not even perfect masks of all further images could lift the mean Dice so high, the rest is
@@ -155,7 +155,8 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
                 full_counts[index] = compared(predicted, truth[None], labels)[0]
                 if outlines:
                     known = truth != (labels.ignore if labels else 2)
-                    boundaries[index] = metrics.boundary_distance(*(((mask > 0) & known).cpu().numpy() for mask in (predicted[0], truth)))
+                    pair = [((mask > 0) & known).cpu().numpy() for mask in (predicted[0], truth)]
+                    boundaries[index] = {"full_boundary": metrics.boundary_distance(*pair), "full_beyond": metrics.beyond(*pair)}
             done += len(images)
             if at_least:
                 best_possible = 1 - (1 - _per_image(counts[:done], metrics.dice)).sum().item() / len(loader.dataset)
@@ -172,7 +173,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
         full_counts = parallel.summed(full_counts)[:count].cpu()
         rows = [a | {f"full_{name}": value for name, value in b.items()} for a, b in zip(rows, _rows(full_counts))]
     for index, boundary in boundaries.items():
-        rows[index]["full_boundary"] = boundary
+        rows[index] |= boundary
     result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     pixels, right = counts.sum().item(), (counts[:, 0] + counts[:, 3] if labels is None else counts.diagonal(dim1=1, dim2=2)).sum().item()
     result["foreground"] = ((counts[:, 0] + counts[:, 1]) if labels is None else counts[:, :, 1:]).sum().item() / max(pixels, 1)

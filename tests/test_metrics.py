@@ -61,3 +61,17 @@ def test_boundary_distance_of_shifted_squares():
     assert metrics.boundary_distance(empty, empty) == 0
     assert metrics.boundary_distance(one, empty) == 100  # the diagonal of 60x80
     assert metrics.boundary_distance(~empty, empty) == 100 and metrics.boundary_distance(~empty, ~empty) == 0
+
+
+def test_errors_beyond_two_pixels_of_the_outline():
+    true = np.zeros((60, 80), bool)
+    true[20:40, 20:50] = True
+    nothing = np.zeros_like(true)
+    assert metrics.beyond(true, true) == metrics.beyond(nothing, nothing) == 0
+    shifted = np.roll(true, 2, axis=1)
+    assert metrics.beyond(shifted, true) == 0
+    assert metrics.beyond(np.roll(true, 3, axis=1), true) == (20 + 16) / 1200  # the third column on each side; four pixels of the car's own lie near its corners
+    speck = true.copy()
+    speck[2, 2] = True
+    assert metrics.beyond(speck, true) == 1 / 1201
+    assert metrics.beyond(true, nothing) == 1
