@@ -407,7 +407,7 @@ def scale_image(image, size, channels=3):
 def read_mask(path, size=None, resize="area"):
     """A mask of any of the formats in use -> uint8 (H, W), the covered share of each pixel in 1/255.
 
-    Foreground is what lies above the middle of the range, or 1 where 1 is the file's largest value.
+    Foreground is what lies above the middle of the range, or 1 where 1 is the file's largest value; UserError where neither is there, but values over 1.
     size: (H, W), or None for the mask's own (then only 0 and 255 occur). resize: "area" averages;
     "nearest" picks single pixels as OpenCV does, which moves the outline by up to half a pixel."""
     return _read_values(path, lambda image: _foreground(_mask_levels(image)), size, resize, _by_area)
@@ -495,8 +495,11 @@ def _mask_levels(image):
 
 
 def _foreground(levels):
-    """Grey levels -> uint8 (H, W) of 0 and 255."""
-    middle = 0 if levels.max() == 1 else np.iinfo(levels.dtype).max // 2
+    """Grey levels -> uint8 (H, W) of 0 and 255. Raises ValueError where some are over 1 and all of them background: class numbers, most likely."""
+    highest, middle = levels.max(), np.iinfo(levels.dtype).max // 2
+    if 1 < highest <= middle:
+        raise ValueError(f"its largest value is {highest}; expected 1 or over {middle} for foreground, or CLASSES named, of which the values are numbers")
+    middle = 0 if highest == 1 else middle
     return cv2.threshold(levels, middle, 255, cv2.THRESH_BINARY)[1].astype(np.uint8, copy=False)
 
 
@@ -520,7 +523,7 @@ def check_pair(image_path, mask_path, labels=None):
                 if values > 2:
                     faults.append(f"{printable(path.name)}: {values} different values in the mask (expected 2: background and foreground; for more, name CLASSES)")
                 elif not _foreground(levels).any():
-                    warnings.append(f"{printable(path.name)}: empty mask (largest value {levels.max()})")
+                    warnings.append(f"{printable(path.name)}: empty mask")
         except UserError as error:
             faults.append(str(error).replace(printable(path), printable(path.name)))
     if len(sizes) == 2:

@@ -59,6 +59,8 @@ def arguments():
         parser.error("--val-fraction and --test-fraction leave nothing to train on; together they must stay under 1")
     if args.parts and not args.demo:
         parser.error("--parts goes with --demo; for masks of your own name their --classes")
+    if not args.demo and any(getattr(args, name) != parser.get_default(name) for name in ("cars", "angles", "size")):
+        parser.error("--cars, --angles and --size go with --demo, which renders cars; photographs are taken as they are")
     height, width = args.size
     if args.demo and (args.cars < 2 or min(args.size) < 16 or height * width > 1280 * 1918 or args.seed < 0 or args.test_fraction):
         parser.error("--demo takes --cars of at least 2, a --size from 16 16 to the area of 1280 1918, a --seed of at least 0, and no --test-fraction")
@@ -241,7 +243,7 @@ def report_problems(problems, warnings, skip_bad):
 def refuse_other_data(out, force):
     occupied = [f"{out / name}: {len(files)} files" for name in FOLDERS if (files := visible(out / name))]
     if occupied and not force:
-        raise UserError(listed(f"{out} holds other data, which was left alone; replace it with --force, or choose another "
+        raise UserError(listed(f"{out} holds data already, which was left alone; replace it with --force, or choose another "
                                "folder with --out:", occupied))
 
 

@@ -234,6 +234,9 @@ BAD = [
     ("image is a folder, to prepare", IMAGE, folder, FOLDERS, r"\n  000000000000_01.jpg: cannot be read"),
     ("image is a pipe, to prepare", IMAGE, pipe, FOLDERS, r"\n  000000000000_01.jpg: cannot be read"),
     ("image is an animation, to prepare", IMAGE, picture(GREY[0], "WEBP", save_all=True, append_images=GREY[1:]), FOLDERS, r"\n  000000000000_01.jpg: cannot be read \(3 pictures"),
+    ("mask of class numbers", MASK, picture(Image.fromarray(np.uint8([[0, 1, 3]] * 48).repeat(24, 1)), "GIF"), TRAIN, r"_mask.gif: cannot be read \(its largest value is 3; expected 1 or over 127"),
+    ("mask of class numbers, to evaluate", MASK, picture(Image.fromarray(np.uint8([[0, 1, 3]] * 48).repeat(24, 1)), "GIF"),
+     [*EVALUATE, "--images", "data/train_images", "--masks", "data/train_masks"], r"_mask.gif: cannot be read \(its largest value is 3"),
     ("image bad, to evaluate", IMAGE, cut(0.5), [*EVALUATE, "--images", "data/train_images", "--masks", "data/train_masks"], r"000000000000_01.jpg: cannot be read"),
     # folders
     ("no folder", IMAGE, lambda path: shutil.rmtree(path.parent), TRAIN, r"no folder 'data/train_images'.*prepare_data.py"),

@@ -128,6 +128,7 @@ def test_zip_entries_that_lead_elsewhere(raw, run, name, words):
     (["--demo", "train.zip"], "or --demo, or --check"),
     (["--demo", "--cars", "1"], "--cars of at least 2"),
     (["--demo", "--angles", "17"], "--angles"),
+    (["train.zip", "train_masks.zip", "--cars", "4"], "go with --demo"),
     (["train.zip", "train_masks.zip", "--val-fraction", "1.5"], "from 0 to under 1"),
     (["train.zip", "train_masks.zip", "--val-fraction", "0.6", "--test-fraction", "0.4"], "leave nothing to train on"),
     (["train_masks.zip", "train.zip"], "no image with a mask"),
