@@ -89,7 +89,7 @@ def smooth(x, points, width):
 
 def body_shell(car):
     """The lower body, from bumper to bumper and from sill to belt line -> quads, and their colours, shine and parts."""
-    length, height, belt = car["length"], car["height"], car["belt"] * car["height"]
+    length, belt = car["length"], car["belt"] * car["height"]
     u = (1 - np.cos(np.linspace(0, np.pi, 45))) / 2  # denser towards the ends
     foot_rear, _, _, foot_front = car["along"]
     tail = (0.84 if foot_rear > 0.05 else 0.99) * belt  # a boot falls off, a tailgate does not

@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from pictures import UserError, brief, cores, printable
+from pictures import UserError, cores, printable
 
 LINEAGE_INPUT = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "MEAN": [0.0], "STD": [1.0], "THRESHOLD": 0.5,
                  "MASK_RESIZE": "area", "PRECISION": "auto", "UNSHUFFLE": 1, "CLASSES": ["car"], "PALETTE": [], "IGNORE_INDEX": 255}  # of a model that carries no configuration
@@ -24,14 +24,6 @@ INPUT_RULES = {  # what a configuration that comes with a file may say; channels
     "PALETTE": lambda value, channels: isinstance(value, list) and all(isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in value),
     "IGNORE_INDEX": lambda value, channels: type(value) is int and 0 <= value <= 255,
     "UNSHUFFLE": lambda value, channels: type(value) is int and 1 <= value <= 8,
-}
-MISHAPS = {  # what torch says -> what it means here
-    "out of memory": "the GPU's memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
-    "Unable to allocate": "the memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
-    "allocate memory": "the memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
-    "exited unexpectedly": "a process that reads the images was ended from outside, usually for want of memory; lower NUM_WORKERS or BATCH_SIZE",
-    "killed by signal": "a process that reads the images was killed, for want of memory or of /dev/shm; set NUM_WORKERS to 0 or lower BATCH_SIZE",
-    "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than one image, or enlarge the images",
 }
 
 
@@ -162,9 +154,3 @@ def peak_memory(device):
     except ImportError:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def plainly(error):
-    """An error of torch's -> the UserError that says what to change, or the error itself where it is none of MISHAPS."""
-    advice = next((advice for said, advice in MISHAPS.items() if said in str(error)), None)
-    return UserError(f"{advice} ({brief(error)})") if advice else error

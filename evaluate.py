@@ -74,9 +74,4 @@ def score(args, found):
 if __name__ == "__main__":
     keep_freed_memory()
     with user_errors():
-        args = arguments()
-        from device import plainly
-        try:
-            main(args)
-        except (RuntimeError, ValueError, MemoryError) as error:
-            raise plainly(error) from error
+        main(arguments())

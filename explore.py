@@ -16,7 +16,7 @@ import numpy as np
 
 import config
 import page
-from pictures import CAR, UserError, colours_of, find_pairs, group_of, in_threads, keep_freed_memory, labels_of, listed, many, picture_size, printable, read_image, read_target, refuse, user_errors
+from pictures import CAR, UserError, colours_of, few, find_pairs, group_of, in_threads, keep_freed_memory, labels_of, listed, many, picture_size, printable, read_image, read_target, refuse, user_errors
 
 HEIGHT = 320  # pixels that edges are compared at
 THUMBNAIL = 160  # pixels high, of the pictures in the page
@@ -185,12 +185,8 @@ def summary(rows, same, alike, odd, args):
     for fact, words in FACTS.items():
         values = np.array([row[fact] for row in rows])
         lines.append((words, "least {:.3g}, a quarter below {:.3g}, half below {:.3g}, three quarters below {:.3g}, most {:.3g}".format(*np.nanquantile(values, (0, 0.25, 0.5, 0.75, 1)))))
-    return lines + [("same bytes", first_five([" = ".join(map(printable, names)) for names in same])), ("look alike", first_five([" ~ ".join(map(printable, names)) for names in alike])),
-                    ("odd ones out", first_five([f"{printable(name)} ({why})" for name, why in odd]))]
-
-
-def first_five(words):
-    return "; ".join(words[:5]) + (f"; {len(words)} in all" if len(words) > 5 else "") or "none"
+    return lines + [("same bytes", few([" = ".join(map(printable, names)) for names in same], 5) or "none"), ("look alike", few([" ~ ".join(map(printable, names)) for names in alike], 5) or "none"),
+                    ("odd ones out", few([f"{printable(name)} ({why})" for name, why in odd], 5) or "none")]
 
 
 def main(args):

@@ -352,9 +352,4 @@ def whole(file):
 if __name__ == "__main__":
     keep_freed_memory()
     with user_errors():
-        args = arguments()
-        try:
-            main(args)
-        except (RuntimeError, ValueError, MemoryError) as error:
-            from device import plainly  # brings torch, for which main() has no use before it has looked at the files
-            raise plainly(error) from error
+        main(arguments())

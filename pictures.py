@@ -119,9 +119,19 @@ def told(error):
     return f"{name}{brief(error)}; {REMEDIES.get(error.errno, 'check the path')}"
 
 
+MISHAPS = {  # what torch says -> what it means here
+    "out of memory": "the GPU's memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    "Unable to allocate": "the memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    "allocate memory": "the memory is too small for this; lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES",
+    "exited unexpectedly": "a process that reads the images was ended from outside, usually for want of memory; lower NUM_WORKERS or BATCH_SIZE",
+    "killed by signal": "a process that reads the images was killed, for want of memory or of /dev/shm; set NUM_WORKERS to 0 or lower BATCH_SIZE",
+    "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than one image, or enlarge the images",
+}
+
+
 @contextlib.contextmanager
 def user_errors():
-    """Around a script: a UserError, or the system's refusal, becomes one message on stderr and exit status 2; Ctrl-C status 130."""
+    """Around a script: a UserError, the system's refusal, or one of MISHAPS becomes one message on stderr and exit status 2; Ctrl-C status 130."""
     if hasattr(sys.stdout, "reconfigure"):  # not a notebook's
         # a log file shows each line when it is printed; a file's name may hold what the terminal's encoding has not
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
@@ -132,6 +142,11 @@ def user_errors():
         sys.exit(_complain(f"error: {message}", 2))
     except OSError as error:
         sys.exit(_complain(f"error: {told(error)}", 2))
+    except (RuntimeError, ValueError, MemoryError) as error:
+        advice = next((advice for said, advice in MISHAPS.items() if said in str(error)), None)
+        if advice is None:
+            raise
+        sys.exit(_complain(f"error: {advice} ({brief(error)})", 2))
     except KeyboardInterrupt:
         sys.exit(_complain("\ninterrupted", 130))
 

@@ -74,7 +74,7 @@ import gallery  # noqa: E402
 import parallel  # noqa: E402
 import utils  # noqa: E402
 from dataset import train_transform, val_transform  # noqa: E402
-from device import amp_dtype, autocast, compiling_pays, find_device, peak_memory, plainly, refuse_what_cannot_fit, to_device  # noqa: E402
+from device import amp_dtype, autocast, compiling_pays, find_device, peak_memory, refuse_what_cannot_fit, to_device  # noqa: E402
 from interrupts import Signals, Stretch  # noqa: E402
 from model import UNET  # noqa: E402
 from recipe import average_weights, learning_rate, make_loss, make_optimizer, shrunk  # noqa: E402
@@ -365,7 +365,4 @@ def report(history, scores, cfg):
 
 if __name__ == "__main__":
     with user_errors():
-        try:
-            main(cfg)
-        except (RuntimeError, ValueError, MemoryError) as error:
-            raise plainly(error) from error
+        main(cfg)
