@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from device import device_of
-from pictures import colours_of, picture_size, printable, read_image, replacing, write_picture
+from pictures import UserError, colours_of, picture_size, printable, read_image, replacing, write_picture
 from utils import save_predictions_as_imgs
 
 # Colours that are told apart with any kind of colour vision (Okabe and Ito, 2008).
 ORANGE, BLUE, PINK = (230, 159, 0), (0, 114, 178), (204, 121, 167)
 BACKGROUND, INK, MUTED = (255, 255, 255), (20, 20, 20), (110, 110, 110)
 MARGIN, TITLE = 8, 26  # pixels
+JPEG_SIDE = 65500  # pixels, the most that libjpeg writes
 
 
 def overlay(image, mask, colours=None):
@@ -111,7 +112,11 @@ def sheet(rows, heads=(), foot=""):
 
 
 def save(picture, path, colours=None):
-    """Write a picture, uint8 (H, W), (H, W, 3) or (H, W, 4), to a .png or .jpg. colours: uint8 (256, 3) of the indices in (H, W), which become a palette PNG."""
+    """Write a picture, uint8 (H, W), (H, W, 3) or (H, W, 4), to a .png or .jpg. colours: uint8 (256, 3) of the indices in (H, W), which become a palette PNG.
+
+    Raises UserError where it cannot be written."""
+    if str(path).endswith(".jpg") and max(picture.shape) > JPEG_SIDE:
+        raise UserError(f"{printable(path)} cannot be written: {picture.shape[1]}x{picture.shape[0]} pixels, a JPEG holds {JPEG_SIDE:,} a side; leave it away (--no-overlay)")
     with replacing(path) as temporary:
         if str(path).endswith(".png"):  # fast, and for masks as small as Pillow's best
             how = {"compress_level": 1} | ({"compress_type": 3} if picture.ndim == 2 else {})

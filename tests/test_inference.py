@@ -218,6 +218,14 @@ def test_what_fails_is_listed_and_the_rest_is_done(work, run):
     assert rows(work / "a.csv")[-1][0] == "bad.jpg"
 
 
+def test_a_photograph_wider_than_a_jpeg_can_be(work, run):
+    Image.new("RGB", (65600, 2)).save(work / "photos/wide.png")
+    done = run("inference.py", "--img", "photos", status=1)
+    assert "wide_overlay.jpg cannot be written: 65600x2 pixels, a JPEG holds 65,500 a side" in done.stderr and "1 failed" in done.stderr
+    assert (work / "outputs/wide_mask.png").exists() and len(list((work / "outputs").glob("*_overlay.jpg"))) == 6
+    assert "7 photographs in" in run("inference.py", "--img", "photos", "--no-overlay").stdout
+
+
 @pytest.mark.parametrize("words, said", [
     (["--img", "nowhere"], r"error: nowhere: cannot be read|No such file"), (["--img", "photos", "--model", "nowhere"], r"no model 'nowhere'; train one"), ([], r"arguments are required: --img"),
     (["--img", "photos", "--threshold", "nan"], r"--threshold: expected a probability between 0 and 1, found nan"), (["--img", "photos", "--threshold", "1"], r"between 0 and 1"),
