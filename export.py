@@ -458,7 +458,9 @@ facts = {name: json.loads(value) for name, value in session.get_modelmeta().cust
 image = ImageOps.exif_transpose(Image.open(photograph))
 image = Image.fromarray(np.uint8(np.asarray(image) / 257)) if image.mode.startswith("I") else image  # of 16 bits
 image = image.convert("RGB" if facts["IN_CHANNELS"] == 3 else "L")
-levels = np.asarray(image.resize((facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"]), Image.Resampling.HAMMING), np.float32)
+size = (facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"])
+kernel = Image.Resampling.HAMMING if size[0] <= image.width and size[1] <= image.height else Image.Resampling.BILINEAR
+levels = np.asarray(image.resize(size, kernel), np.float32)
 levels = levels.reshape(facts["IMAGE_HEIGHT"], facts["IMAGE_WIDTH"], -1).transpose(2, 0, 1) / 255  # (channels, height, width)
 mean, std = (np.float32(facts[name]).reshape(-1, 1, 1) for name in ("MEAN", "STD"))
 logits = session.run(None, {"input": ((levels - mean) / std)[None]})[0][0]  # (classes, height, width)
