@@ -458,18 +458,15 @@ facts = {name: json.loads(value) for name, value in session.get_modelmeta().cust
 image = ImageOps.exif_transpose(Image.open(photograph))
 image = Image.fromarray(np.uint8(np.asarray(image) / 257)) if image.mode.startswith("I") else image  # of 16 bits
 image = image.convert("RGB" if facts["IN_CHANNELS"] == 3 else "L")
-size = (facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"])
-kernel = Image.Resampling.HAMMING if size[0] <= image.width and size[1] <= image.height else Image.Resampling.BILINEAR
-levels = np.asarray(image.resize(size, kernel), np.float32)
-levels = levels.reshape(facts["IMAGE_HEIGHT"], facts["IMAGE_WIDTH"], -1).transpose(2, 0, 1) / 255  # (channels, height, width)
+size = facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"]
+scaled = image.resize(size, Image.Resampling.HAMMING if all(np.less_equal(size, image.size)) else Image.Resampling.BILINEAR)
+levels = np.float32(scaled).reshape(*size[::-1], -1).transpose(2, 0, 1) / 255  # (channels, height, width)
 mean, std = (np.float32(facts[name]).reshape(-1, 1, 1) for name in ("MEAN", "STD"))
 logits = session.run(None, {"input": ((levels - mean) / std)[None]})[0][0]  # (classes, height, width)
 
 whole = [np.asarray(Image.fromarray(one).resize(image.size, Image.Resampling.BILINEAR)) for one in logits]
-if len(whole) == 1:
-    mask = (whole[0] > np.log(facts["THRESHOLD"] / (1 - facts["THRESHOLD"]))).astype(np.uint8) * 255
-else:
-    mask = np.argmax(whole, axis=0).astype(np.uint8)  # indices of facts["CLASSES"]
+cut = np.log(facts["THRESHOLD"] / (1 - facts["THRESHOLD"]))
+mask = np.uint8(np.argmax(whole, axis=0) if len(whole) > 1 else 255 * (whole[0] > cut))  # indices of facts["CLASSES"], or 0 and 255
 target = photograph.with_name(f"{photograph.stem}_mask.png")
 with open(target, "xb") as file:  # nothing is overwritten
     Image.fromarray(mask).save(file, "PNG")
