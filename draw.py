@@ -116,7 +116,7 @@ def save(picture, path, colours=None):
 
     Raises UserError where it cannot be written."""
     if str(path).endswith(".jpg") and max(picture.shape) > JPEG_SIDE:
-        raise UserError(f"{printable(path)} cannot be written: {picture.shape[1]}x{picture.shape[0]} pixels, a JPEG holds {JPEG_SIDE:,} a side; leave it away (--no-overlay)")
+        raise UserError(f"{printable(path)} cannot be written: {picture.shape[1]}x{picture.shape[0]} pixels, a JPEG holds {JPEG_SIDE:,} a side; leave it away, with --no-overlay or without --background")
     with replacing(path) as temporary:
         if str(path).endswith(".png"):  # fast, and for masks as small as Pillow's best
             how = {"compress_level": 1} | ({"compress_type": 3} if picture.ndim == 2 else {})

@@ -41,6 +41,7 @@ def main(args):
 
 def score(args, found):
     import device
+    import metrics
     import parallel
     import utils
     from dataset import CarvanaDataset, val_transform
@@ -60,7 +61,7 @@ def score(args, found):
         print(f"{name:10} {scores[name]:22.6f} {scores['full_' + name]:23.6f}")
     print(f"{'1 - dice':10} {1 - scores['dice']:22.6f} {1 - scores['full_dice']:23.6f}")
     print(f"mean distance of the outlines {scores['full_boundary']:27.2f} pixels (average symmetric surface distance)")
-    print(f"1 - dice, of what is over 2 pixels from the true outline alone {scores['full_beyond']:.6f}")
+    print(f"1 - dice, of what is over {metrics.BY_HAND} pixels from the true outline alone {scores['full_beyond']:.6f}")
     for name, found in scores.get("full_classes", {}).items():
         print(f"  {printable(name):20} " + ("in no image" if found["dice"] is None else f"Dice {found['dice']:.4f}  IoU {found['iou']:.4f} at the photographs' own size"))
     print("\nworst by full-size Dice")

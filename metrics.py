@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 import torch
 
+BY_HAND = 2  # pixels; masks drawn by hand are not more exact
+
 
 def confusion(predicted, target):
     """Two bool tensors (B, ...) of one shape -> int64 (B, 4): true positives, false positives, false negatives, true negatives."""
@@ -93,11 +95,9 @@ def boundary_distance(predicted, target):
     return float(np.concatenate(distances).mean())
 
 
-def beyond(predicted, target, pixels=2):
-    """What 1 - Dice of two bool arrays (H, W) were if no pixel within so many of the true outline counted as wrong.
-
-    Masks drawn by hand are not more exact than that; what remains are things missed or taken along."""
-    disk = np.uint8(np.hypot(*np.ogrid[-pixels:pixels + 1, -pixels:pixels + 1]) <= pixels)
+def beyond(predicted, target):
+    """What 1 - Dice of two bool arrays (H, W) were if no pixel within BY_HAND pixels of the true outline counted as wrong: what remains are things missed or taken along."""
+    disk = np.uint8(np.hypot(*np.ogrid[-BY_HAND:BY_HAND + 1, -BY_HAND:BY_HAND + 1]) <= BY_HAND)
     drawn = target.view(np.uint8)
     near = cv2.dilate(drawn, disk) != cv2.erode(drawn, disk)
     return np.count_nonzero((predicted != target) & ~near) / max(np.count_nonzero(predicted) + np.count_nonzero(target), 1)

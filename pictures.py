@@ -33,7 +33,7 @@ REMEDIES = {errno.ENOSPC: "free some space", errno.EFBIG: "free some space", err
             errno.ENAMETOOLONG: "choose a shorter name"}
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, and sizes that are within the limit
 cv2.setNumThreads(0)  # several pictures are read at once; OpenCV's own threads would only fight over the cores
-READER = 2  # to be raised whenever read_image or read_mask returns something else for the same file
+READER = 3  # to be raised whenever read_image or read_mask returns something else for the same file
 CAR = "([0-9a-f]{12})_(0[1-9]|1[0-6])"  # a Carvana name: car and angle
 UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
