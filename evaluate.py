@@ -9,15 +9,15 @@ from pictures import SHIPPED, UserError, find_pairs, keep_freed_memory, labels_o
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = refuse
     parser.add_argument("--model", metavar="CKPT", default=SHIPPED, help="checkpoint (the weights that come with the project); sizes, channels and threshold come from it")
-    parser.add_argument("--images", metavar="DIR", default=config.VAL_IMG_DIR, help="photographs")
-    parser.add_argument("--masks", metavar="DIR", default=config.VAL_MASK_DIR, help="their masks")
+    parser.add_argument("--images", metavar="DIR", default=config.VAL_IMG_DIR, help="photographs; default %(default)s")
+    parser.add_argument("--masks", metavar="DIR", default=config.VAL_MASK_DIR, help="their masks; default %(default)s")
     config.add_options(parser, ["MASK_SUFFIX"])
     parser.add_argument("--json", metavar="FILE", help="write all scores there, image by image")
-    parser.add_argument("--batch-size", type=int, default=config.BATCH_SIZE, metavar="N", help="images at once")
-    parser.add_argument("--num-workers", type=int, default=config.NUM_WORKERS, metavar="N", help="processes that read; -1: as this machine needs")
+    parser.add_argument("--batch-size", type=int, default=config.BATCH_SIZE, metavar="N", help="images at once; default %(default)s")
+    parser.add_argument("--num-workers", type=int, default=config.NUM_WORKERS, metavar="N", help="processes that read; -1, the default: as this machine needs")
     parser.add_argument("--device", default="auto", choices=("auto", "cuda", "mps", "cpu"), help="auto takes the first there is")
     args = parser.parse_args()
     args.suffix = config.checked(args).MASK_SUFFIX
@@ -61,7 +61,7 @@ def score(args, found):
         print(f"{name:10} {scores[name]:22.6f} {scores['full_' + name]:23.6f}")
     print(f"{'1 - dice':10} {1 - scores['dice']:22.6f} {1 - scores['full_dice']:23.6f}")
     print(f"mean distance of the outlines {scores['full_boundary']:27.2f} pixels (average symmetric surface distance)")
-    print(f"1 - dice, of what is over {metrics.BY_HAND} pixels from the true outline alone {scores['full_beyond']:.6f}")
+    print(f"1 - dice, of what is wrong over {metrics.BY_HAND} pixels from the true outline {scores['full_beyond']:.6f}")
     for name, found in scores.get("full_classes", {}).items():
         print(f"  {printable(name):20} " + ("in no image" if found["dice"] is None else f"Dice {found['dice']:.4f}  IoU {found['iou']:.4f} at the photographs' own size"))
     print("\nworst by full-size Dice")

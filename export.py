@@ -189,7 +189,7 @@ def quantise(path, model, facts, calibration):
     path.write_bytes(best[2])
     folder.cleanup()
     add_metadata(path, facts)
-    return f"In int8 {best[1]} stayed in float, chosen on {len(chosen_on)} training images that its ranges were not found on: Dice {best[0]:+.5f} lower there."
+    return f"In int8 {best[1]} stayed in float: on {len(chosen_on)} images to choose by, Dice is {best[0]:+.5f} lower then."
 
 
 def with_bias(path, more):
@@ -285,7 +285,7 @@ def fault(name, row, reference):
 # ---------------------------------------------------------------- main
 
 def pairs_for(args, trained, model):
-    """-> (pairs to calibrate on, pairs to score on, what these are), each [(image (1, C, H, W) float32, mask as CarvanaDataset.mask returns it)]."""
+    """-> (pairs to calibrate on, what they are, pairs to score on, what they are), pairs [(image (1, C, H, W) float32, mask as CarvanaDataset.mask returns it)]."""
     size = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"])
     with tempfile.TemporaryDirectory() as folder:
         def rendered():
@@ -310,7 +310,7 @@ def pairs_for(args, trained, model):
         raise UserError(f"{args.calibration} holds {len(calibration)} photographs; int8 needs 8 at least, name others with --calibration and --calibration-masks")
     if 0 < len(calibration) <= CALIBRATION:  # few: ranges from all, and the choice on the same
         calibration = calibration * (CALIBRATION // len(calibration) + 1)
-    return calibration, scored, f"photographs of {folders[0]}" if folders else "rendered cars"
+    return calibration, f"photographs of {args.calibration}" if there else "rendered cars", scored, f"photographs of {folders[0]}" if folders else "rendered cars"
 
 
 def prepared(image, model):
@@ -328,7 +328,7 @@ def main(args):
     from checkpoint import load_model, read_checkpoint
     model = load_model(args.model, "cpu").to(memory_format=torch.contiguous_format)
     trained = device.config_of(model)
-    calibration, scored, what = pairs_for(args, trained, model)
+    calibration, calibrated_on, scored, what = pairs_for(args, trained, model)
     images, truths = [image for image, _ in scored], [truth for _, truth in scored]
     state = read_checkpoint(args.model)
     facts = {name: trained[name] for name in (*device.INPUT_RULES, "IN_CHANNELS", "FEATURES")}
@@ -370,7 +370,7 @@ def main(args):
             if wrong := fault(name, row, reference):
                 raise UserError(f"{file} is not the model: {wrong}; it was not kept")
             rows[name] = row
-            remarks += [remark] if remark else []
+            remarks += [f"{remark} Its ranges come from {calibrated_on}."] if remark else []
         except (UserError, RuntimeError) as error:
             (out / file).unlink(missing_ok=True)
             running.pop(name, None)

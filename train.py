@@ -336,9 +336,10 @@ def compare_with_checkpoint(cfg, old):
     changed = {name: value for name, value in ({"OPTIMIZER": "adam"} | old).items() if name in vars(cfg) and getattr(cfg, name) != value and name != "LOAD_MODEL"}
     fatal = [name for name in changed if name in (*utils.NETWORK_CONSTANTS, "OPTIMIZER")]
     if fatal:
-        words = " ".join(f"{config.option(name)} {' '.join(shlex.quote(str(one)) for one in (changed[name] if isinstance(changed[name], list) else [changed[name]]))}" for name in fatal)
-        raise UserError(f"{cfg.CHECKPOINT_FILE} was trained with other {', '.join(fatal)}; to go on with it, add {words}; "
-                        "to train anew, leave --load-model away")
+        words = {name: f"{config.option(name)} {' '.join(shlex.quote(str(one)) for one in (value if isinstance(value, list) else [value]))}" for name, value in changed.items()}
+        others = [words[name] for name in changed if name not in fatal]
+        raise UserError(f"{cfg.CHECKPOINT_FILE} was trained with other {', '.join(fatal)}; to go on with it, add {' '.join(words[name] for name in fatal)}"
+                        + (f" (and, for the rest as it was, {' '.join(others)})" if others else "") + "; to train anew, leave --load-model away")
     for name, value in changed.items():
         print(f"{name}: {value} in the checkpoint, {getattr(cfg, name)} from now on")
 
