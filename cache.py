@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import PIL
 
-from pictures import READER, UserError, brief, in_threads, listed, read_pair, printable, stamp
+from pictures import READER, brief, read_all, read_pair, printable, stamp
 
 ABANDONED = 600  # seconds after which an unfinished file that no longer grows is nobody's
 UNFINISHED = re.compile(r".*-[0-9a-f]{12}-[0-9a-f]{12}\.\d+\.tmp")
@@ -118,22 +118,10 @@ def make_room(folder, needed):
 
 def write(path, pairs, reading):
     """Read all pairs into a .npy file of records."""
-    def attempt(pair):
-        try:
-            return read_pair(pair, **reading)
-        except UserError as error:
-            return error
-
-    record, faults = np.zeros((), record_type(**reading)), []
-    with open(path, "wb") as file, closing(in_threads(attempt, pairs, f"decoding {pairs[0][0].parent.name} once")) as results:
+    record = np.zeros((), record_type(**reading))
+    with open(path, "wb") as file, closing(read_all(pairs, "decoding", **reading)) as results:
         np.lib.format.write_array_header_1_0(file, {"descr": record.dtype.descr, "fortran_order": False, "shape": (len(pairs),)})
         for result in results:
-            if isinstance(result, UserError):
-                faults.append(str(result))
-                continue
             record["image"], record["mask"] = result
             record["checksum"] = checksum(*result)
             file.write(record.tobytes())
-    if faults:
-        raise UserError(listed(f"{len(faults)} of {len(pairs)} pairs in {str(pairs[0][0].parent)!r} cannot be read; "
-                               "put them right, or let prepare_data.py --skip-bad leave them out", faults))

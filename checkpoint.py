@@ -61,6 +61,9 @@ def restore(state, model, optimizer, scaler, name="the checkpoint", average=None
             for parameter, gathered in optimizer.state.items():
                 if not any(names <= gathered.keys() for names in GATHERED) or any(_shape(one) not in ("float", "int", (), tuple(parameter.shape)) for one in gathered.values()):
                     raise ValueError(f"{', '.join(f'{name} {_shape(one)}' for name, one in gathered.items())} for a parameter of shape {tuple(parameter.shape)}")
+                for name, one in gathered.items():  # fused optimizers take it for laid out in memory as the parameter is; others' need not be
+                    if _shape(one) == tuple(parameter.shape) and one.stride() != parameter.stride():
+                        gathered[name] = torch.empty_like(parameter).copy_(one)
         scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
         if "random" in state:
             torch.set_rng_state(state["random"]["torch"].cpu())

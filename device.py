@@ -4,7 +4,9 @@ import functools
 import math
 import os
 import re
+import shutil
 import sys
+from importlib.util import find_spec
 
 import torch
 
@@ -141,8 +143,9 @@ def keep_half(model):
 
 
 def compiling_pays(choice, device, seconds):
-    """Whether to torch.compile with so many seconds of training ahead, by the constant COMPILE."""
-    return choice == "true" or choice == "auto" and device.type == "cuda" and seconds > 300
+    """Whether to torch.compile with so many seconds of training ahead, by the constant COMPILE: on its own where what that needs is there."""
+    able = device.type == "cuda" and find_spec("triton") and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+    return choice == "true" or choice == "auto" and bool(able) and seconds > 300
 
 
 def peak_memory(device):

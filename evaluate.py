@@ -51,7 +51,8 @@ def score(args, found):
     size = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"])
     dataset = CarvanaDataset(args.images, args.masks, val_transform(), size=size, channels=trained["IN_CHANNELS"],
                              mask_resize=trained["MASK_RESIZE"], labels=labels_of(trained), suffix=args.suffix)
-    loader = utils.make_loader(dataset, args.batch_size, args.num_workers, sampler=parallel.part(len(dataset)))
+    utils.refuse_unreadable(dataset)
+    loader = utils.make_loader(dataset, args.batch_size, args.num_workers, sampler=parallel.part(len(dataset)), device=found)
     scores = utils.check_accuracy(loader, model, device.device_of(model), full_size=True, outlines=True)
     if not parallel.FIRST:
         return

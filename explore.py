@@ -16,7 +16,7 @@ import numpy as np
 
 import config
 import page
-from pictures import CAR, UserError, colours_of, few, find_pairs, group_of, in_threads, keep_freed_memory, labels_of, listed, many, picture_size, printable, read_image, read_target, refuse, user_errors
+from pictures import CAR, UserError, attempt, colours_of, few, find_pairs, group_of, in_threads, keep_freed_memory, labels_of, listed, many, picture_size, printable, read_image, read_target, refuse, user_errors
 
 HEIGHT = 320  # pixels that edges are compared at
 THUMBNAIL = 160  # pixels high, of the pictures in the page
@@ -191,13 +191,7 @@ def summary(rows, same, alike, odd, args):
 
 def main(args):
     pairs = find_pairs(args.images, args.masks, args.cfg.MASK_SUFFIX)
-    def attempt(pair):
-        try:
-            return look(pair, args.labels)
-        except UserError as error:
-            return error
-
-    rows = list(in_threads(attempt, pairs, "looking", " pairs"))
+    rows = list(in_threads(lambda pair: attempt(look, pair, args.labels), pairs, "looking"))
     if faults := [str(row) for row in rows if isinstance(row, UserError)]:
         raise UserError(listed(f"{many(faults, 'file')} of {args.images} and {args.masks} cannot be read:", faults))
     same, alike, odd = *doubles(rows), oddities(rows)

@@ -279,7 +279,7 @@ def fault(name, row, reference):
         return None if reference - row["dice"] <= INT8_LOSS else f"its Dice is {row['dice']:.4f}, the checkpoint's {reference:.4f}"
     if row["max"] > allowed:
         return f"its logits differ by up to {row['max']:.2g}, allowed are {allowed:.2g}"
-    return None if round(row["dice"], 4) == round(reference, 4) else f"its Dice is {row['dice']:.6f}, the checkpoint's {reference:.6f}"
+    return None if abs(row["dice"] - reference) < 5e-5 else f"its Dice is {row['dice']:.6f}, the checkpoint's {reference:.6f}"
 
 
 # ---------------------------------------------------------------- main
@@ -358,27 +358,29 @@ def main(args):
     remarks, failed, running = [], [], {}
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    for name in args.formats:
-        file, load, run = FORMATS[name]
-        print(f"{file} ...", flush=True)
-        try:
-            with replacing(out / file) as temporary:
-                remark = write(name, temporary, model, facts, calibration)
-            running[name] = Process(name, out, load, run)
-            fit = [i for i, one in enumerate(checks) if name != "pt2" or min(one.shape[2:]) > multiple]  # a .pt2 takes two multiples and more
-            row = dict(zip(("max", "mean", "largest"), differences(call(name, [checks[i] for i in fit]), [expected[i] for i in fit]))) | {"dice": score(call(name, images)), "mb": (out / file).stat().st_size / 1e6}
-            if wrong := fault(name, row, reference):
-                raise UserError(f"{file} is not the model: {wrong}; it was not kept")
-            rows[name] = row
-            remarks += [f"{remark} Its ranges come from {calibrated_on}."] if remark else []
-        except (UserError, RuntimeError) as error:
-            (out / file).unlink(missing_ok=True)
-            running.pop(name, None)
-            failed.append(str(error))
+    with tempfile.TemporaryDirectory(dir=out, prefix=".", ignore_cleanup_errors=True) as staging:  # what stands in `out` is replaced by what is proved only
+        for name in args.formats:
+            file, load, run = FORMATS[name]
+            print(f"{file} ...", flush=True)
+            try:
+                with replacing(Path(staging, file)) as temporary:
+                    remark = write(name, temporary, model, facts, calibration)
+                running[name] = Process(name, staging, load, run)
+                fit = [i for i, one in enumerate(checks) if name != "pt2" or min(one.shape[2:]) > multiple]  # a .pt2 takes two multiples and more
+                row = dict(zip(("max", "mean", "largest"), differences(call(name, [checks[i] for i in fit]), [expected[i] for i in fit]))) | {"dice": score(call(name, images)), "mb": Path(staging, file).stat().st_size / 1e6}
+                if wrong := fault(name, row, reference):
+                    raise UserError(f"{file} is not the model: {wrong}; it was not kept")
+                os.replace(Path(staging, file), out / file)
+                rows[name] = row
+                remarks += [f"{remark} Its ranges come from {calibrated_on}."] if remark else []
+            except (UserError, RuntimeError) as error:
+                running.pop(name, None)
+                failed.append(str(error))
     measure(rows, running, eager, images[0], multiple)
     text = readme(rows, remarks, facts, what, len(scored), args)
     if not failed:
-        for path, content in ((out / "README.md", text), *([(out / "predict.py", PREDICT)] if NEEDS.keys() & set(args.formats) else [])):
+        smallest = next((FORMATS[name][0] for name in ("int8", "onnx") if name in args.formats), None)
+        for path, content in ((out / "README.md", text), *([(out / "predict.py", PREDICT.replace("MODEL", smallest))] if smallest else [])):
             with replacing(path) as temporary:
                 temporary.write_text(content, encoding="utf-8")
     print(text[text.index("| format"):text.index("\n\n", text.index("| format"))])
@@ -387,6 +389,8 @@ def main(args):
     if failed:
         raise UserError("\n".join(failed))
     print(f"{printable(out)}/README.md says how each is used")
+    if others := [file for name, (file, *_) in FORMATS.items() if name not in args.formats and (out / file).exists()]:
+        print(f"of an earlier export, perhaps of another model: {', '.join(others)}")
 
 
 def fitting(name, images, multiple):
@@ -440,7 +444,7 @@ def readme(rows, remarks, facts, what, count, args):
     return "\n".join(lines) + "\n"
 
 
-PREDICT = '''"""A photograph to a mask, with onnxruntime, NumPy and Pillow: python predict.py PHOTOGRAPH [MODEL.onnx]"""
+PREDICT = '''"""A photograph to a mask, with onnxruntime, NumPy and Pillow: python predict.py PHOTOGRAPH [FILE.onnx]"""
 
 import json
 import sys
@@ -450,9 +454,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
-photograph, here = Path(sys.argv[1]), Path(__file__).parent
-model = Path(sys.argv[2]) if len(sys.argv) > 2 else next(path for path in (here / "unet_model_int8.onnx", here / "unet_model_onnx.onnx") if path.exists())
-session = onnxruntime.InferenceSession(model)
+photograph = Path(sys.argv[1])
+session = onnxruntime.InferenceSession(sys.argv[2] if len(sys.argv) > 2 else Path(__file__).with_name("MODEL"))
 facts = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
 
 image = ImageOps.exif_transpose(Image.open(photograph))

@@ -5,20 +5,18 @@ import os
 import cv2
 import numpy as np
 
-import config
 import draw
 import page
 from pictures import UserError, in_threads, printable, read_image
 
 
-def training_page(cfg, history, dataset, scores):
-    """Write index.html: curves, constants, and the validation images, the worst first. scores: what check_accuracy returned."""
+def training_page(cfg, defaults, history, dataset, scores):
+    """Write index.html: curves, constants, and the validation images, the worst first. defaults: {constant: value} of config.py; scores: what check_accuracy returned."""
     if not cfg.GALLERY_MAX:
         return
     size = f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}"
     order = np.argsort([row["dice"] for row in scores["images"]], kind="stable")[:cfg.GALLERY_MAX]
     items = in_threads(lambda index: card(dataset, scores, index), order.tolist(), "drawing the page", " images")
-    defaults = {name: value for name, (value, _) in config.constants().items()}
     rows = [(name, words(value)) for name, value in vars(cfg).items()]
     changed = {name for name, value in vars(cfg).items() if value != defaults.get(name)}
     count = len(scores["images"])
@@ -62,12 +60,13 @@ def curves(history, size):
 def card(dataset, scores, index):
     """One validation image for page.cards."""
     row, labels, colours = scores["images"][index], dataset.reading["labels"], draw.colours_for(dataset)
-    size = draw.shown_at(dataset.pairs[index][0], page.THUMBNAIL)
-    predicted = draw.predicted_mask(scores, index, size)
     try:
+        size = draw.shown_at(dataset.pairs[index][0], page.THUMBNAIL)
         photograph, truth = read_image(dataset.pairs[index][0], size), dataset.mask(index, size)
     except UserError:  # it has gone since it was scored
-        photograph, truth = np.zeros((*size, 3), np.uint8), np.zeros(size, predicted.dtype)
+        size = scores["size"]
+        photograph, truth = np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8 if labels else bool)
+    predicted = draw.predicted_mask(scores, index, size)
     share = ((truth > 0) & (truth != (labels.ignore if labels else 2))).mean()
     full = f", {row['full_dice']:.4f} at full size" if "full_dice" in row else ""
     pictures = {"photograph": photograph, "overlay": draw.overlay(photograph, predicted, colours), "truth": flat(truth, colours),

@@ -22,7 +22,7 @@ from PIL import ImageColor
 from tqdm import tqdm
 
 import config
-from pictures import IMAGE_TYPES, SHIPPED, UserError, WriteError, colours_of, cores, in_threads, keep_freed_memory, labels_of, many, picture_size, printable, read_image, refuse, replacing, user_errors
+from pictures import IMAGE_TYPES, SHIPPED, UserError, WriteError, attempt, colours_of, cores, in_threads, keep_freed_memory, labels_of, many, picture_size, printable, read_image, refuse, replacing, user_errors
 
 FIELDS = ("img", "rle_mask")  # of the challenge's submission
 GLOB = "*?["
@@ -185,22 +185,18 @@ def results(args, photographs, model):
     if device.device_of(model).type == "cpu":
         threads = min(threads, len(batches))
         torch.set_num_threads(max(1, cores() // threads))
-    with contextlib.closing(in_threads(lambda batch: attempt(batch, model, trained, args), batches, "predicting", " batches", threads)) as done:
+    with contextlib.closing(in_threads(lambda batch: masked(batch, model, trained, args), batches, "predicting", " batches", threads)) as done:
         for batch in done:
             yield from batch
 
 
-def attempt(batch, model, trained, args):
+def masked(batch, model, trained, args):
     """One batch all the way -> a result or a UserError for each photograph."""
     import numpy as np
 
     import utils
-    size, found = (trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]), []
-    for path, _, _ in batch:
-        try:
-            found.append(read_image(path, size, trained["IN_CHANNELS"]))
-        except UserError as error:
-            found.append(error)
+    size = trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]
+    found = [attempt(read_image, path, size, trained["IN_CHANNELS"]) for path, _, _ in batch]
     good = [image for image in found if not isinstance(image, UserError)]
     logits = iter(utils.network_logits(model, np.stack(good), args.tta) if good else ())
     trained = trained | ({"THRESHOLD": args.threshold} if args.threshold else {})

@@ -92,14 +92,14 @@ def section(title, *content):
     return f"<section>\n<h2>{escape(title)}</h2>\n" + "\n".join(content) + "\n</section>"
 
 
-def embedded(picture, quality=80):
+def embedded(picture):
     """uint8 (H, W, 3) or (H, W) -> a data URI: a mask as PNG, anything else as JPEG, no higher than THUMBNAIL."""
     image = Image.fromarray(picture)
     if image.height > THUMBNAIL:
         image = image.resize((max(1, round(image.width * THUMBNAIL / image.height)), THUMBNAIL), Image.Resampling.BOX)
     buffer = io.BytesIO()
     mask = picture.ndim == 2
-    image.convert("L" if mask else "RGB").save(buffer, "PNG" if mask else "JPEG", **({"compress_level": 6} if mask else {"quality": quality}))
+    image.convert("L" if mask else "RGB").save(buffer, "PNG" if mask else "JPEG", **({"compress_level": 6} if mask else {"quality": 80}))
     return f"data:image/{'png' if mask else 'jpeg'};base64,{base64.b64encode(buffer.getbuffer()).decode()}"
 
 
@@ -180,12 +180,12 @@ def chart(title, lines, log=False):
     return (f'<figure class="chart"><figcaption>{escape(title)} <small>{key}</small></figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}{"; last " + escape(said) if said else ""}">{"".join(drawn)}</svg></figure>')
 
 
-def histogram(title, values, bins=20, unit=""):
+def histogram(title, values, bins=20):
     """Counts of values as SVG bars."""
     counts, edges = np.histogram(values, bins)
     tallest, step = max(counts.max(), 1), (WIDTH - LEFT - RIGHT) / len(counts)
     drawn = [f'<rect x="{LEFT + i * step:.1f}" y="{TOP + (1 - count / tallest) * (HEIGHT - TOP - BOTTOM):.1f}" width="{max(step - 1, 1):.1f}" height="{count / tallest * (HEIGHT - TOP - BOTTOM):.1f}" fill="{COLOURS[0]}">'
-             f"<title>{edges[i]:.3g} to {edges[i + 1]:.3g} {escape(unit)}: {count}</title></rect>" for i, count in enumerate(counts)]
+             f"<title>{edges[i]:.3g} to {edges[i + 1]:.3g}: {count}</title></rect>" for i, count in enumerate(counts)]
     drawn += [f'<text x="{LEFT + (edge - edges[0]) / (edges[-1] - edges[0] or 1) * (WIDTH - LEFT - RIGHT):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{edge:.3g}</text>' for edge in ticks(edges[0], edges[-1], 5)]
     drawn.append(f'<text x="{LEFT - 6}" y="{TOP + 8}" text-anchor="end">{tallest}</text>')
-    return f'<figure class="chart"><figcaption>{escape(title)}{" in " + escape(unit) if unit else ""}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg></figure>'
+    return f'<figure class="chart"><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(drawn)}</svg></figure>'

@@ -181,6 +181,14 @@ def in_threads(function, items, what, unit=" pairs", threads=None):
                 future.cancel()
 
 
+def attempt(function, *of, **how):
+    """What a function returns of these, or the UserError that it ends with."""
+    try:
+        return function(*of, **how)
+    except UserError as error:
+        return error
+
+
 def keep_freed_memory():
     """Let glibc keep what is freed instead of returning it to the system: fresh pages cost more than what is done in them.
 
@@ -495,6 +503,20 @@ def read_target(path, labels, size=None, resize="area"):
 def read_pair(pair, size, channels, mask_resize, labels=None):
     """(image path, mask path) -> read_image and read_target of them."""
     return read_image(pair[0], size, channels), read_target(pair[1], labels, size, mask_resize)
+
+
+def read_all(pairs, what, **reading):
+    """Generator of read_pair of each of the pairs, with a progress bar. Raises UserError behind the last, naming all that cannot be read."""
+    faults = []
+    with contextlib.closing(in_threads(lambda pair: attempt(read_pair, pair, **reading), pairs, f"{what} {pairs[0][0].parent.name}")) as results:
+        for result in results:
+            if isinstance(result, UserError):
+                faults.append(str(result))
+            elif not faults:
+                yield result
+    if faults:
+        raise UserError(listed(f"{len(faults)} of {len(pairs)} pairs in {str(pairs[0][0].parent)!r} cannot be read; "
+                               "put them right, or let prepare_data.py --skip-bad leave them out", faults))
 
 
 def _mask_levels(image):

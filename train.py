@@ -81,6 +81,7 @@ from recipe import average_weights, learning_rate, make_loss, make_optimizer, sh
 
 SHRUNK_TO = 16  # of a smaller size to train at, both sides are multiples
 FEW, FEW_OF = 0.02, 64  # the share of the pixels below which a class is remarked on, and of how many masks
+JUDGED_BY = {"VAL_IMG_DIR", "VAL_MASK_DIR", "MASK_SUFFIX", "MASK_RESIZE", "THRESHOLD"}  # scores by others do not compare
 LOOK_EVERY = 10  # steps between looks at the loss; each look waits for the device
 COLUMNS = ("epoch", "train_loss", "val_loss", "accuracy", "dice", "one_minus_dice", "full_dice",
            "learning_rate", "seconds", "images_per_second", "peak_memory_mb")
@@ -177,10 +178,11 @@ def train(cfg, device, stack):
     train_loader, val_loader = utils.get_loaders(
         *folders(cfg), cfg.BATCH_SIZE,
         train_transform(cfg.ROTATE, cfg.HORIZONTAL_FLIP, cfg.VERTICAL_FLIP, cfg.ROTATE_FILL, cfg.SCALE_JITTER, cfg.COLOR_JITTER, labels), val_transform(),
-        cfg.NUM_WORKERS, cfg.PIN_MEMORY, size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), channels=cfg.IN_CHANNELS,
+        cfg.NUM_WORKERS, cfg.PIN_MEMORY, device, size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH), channels=cfg.IN_CHANNELS,
         mask_resize=cfg.MASK_RESIZE, seed=cfg.SEED, cache_dir=cfg.CACHE_DIR if cfg.CACHE else None, labels=labels, suffix=cfg.MASK_SUFFIX,
     )
     stack.callback(utils.end_workers, train_loader, val_loader)
+    utils.refuse_unreadable(train_loader.dataset, val_loader.dataset)
     model = UNET(**network).to(device, memory_format=torch.channels_last)
     model.config = vars(cfg)
     if cfg.INIT_WEIGHTS and not cfg.LOAD_MODEL:
@@ -202,13 +204,13 @@ def train(cfg, device, stack):
     state = parallel.from_first(lambda: utils.read_checkpoint(cfg.CHECKPOINT_FILE) if cfg.LOAD_MODEL or utils.run_of(cfg.CHECKPOINT_FILE) == run else None)
     resumed = state is not None
     if resumed:
-        compare_with_checkpoint(cfg, state.get("config", {}))
+        changed = compare_with_checkpoint(cfg, state.get("config", {}))
         epoch, best, history, part = utils.restore(state, model, optimizer, scaler, cfg.CHECKPOINT_FILE, average)
         run, part = state.get("run", run), part if part and part["of"] == images else nothing_done
         print(f"{cfg.CHECKPOINT_FILE}: {epoch} of {cfg.NUM_EPOCHS} epochs done" + (f", and {part['images']} images of the next" if part["images"] else ""))
         scores = utils.check_accuracy(val_loader, judged, device, loss_fn, full_size=True)
         print(f"Dice {scores['full_dice']:.4f} at full size")
-        best = scores["dice"] if best < 0 and "part" not in state else best  # of a file that others wrote
+        best = scores["dice"] if best < 0 and "part" not in state or JUDGED_BY & changed else best  # of a file that others wrote, or by another measure
         show(cfg, history, val_loader, judged, scores)
     del state
     train_loader.sampler.epoch = epoch
@@ -239,9 +241,13 @@ def train(cfg, device, stack):
 
     def evaluate(full_size, at_least=0.0):
         parallel.same_statistics(judged)
-        if cfg.BATCHNORM_IMAGES:
-            utils.settle_batchnorm(judged, train_loader, cfg.BATCHNORM_IMAGES)
-        scores = utils.check_accuracy(val_loader, judged, device, loss_fn, full_size=full_size, at_least=at_least)
+        try:
+            if cfg.BATCHNORM_IMAGES:
+                utils.settle_batchnorm(judged, train_loader, cfg.BATCHNORM_IMAGES)
+            scores = utils.check_accuracy(val_loader, judged, device, loss_fn, full_size=full_size, at_least=at_least)
+        except Exception:  # a file that has gone bad, or no memory: what was learnt is kept
+            save()
+            raise
         if cfg.STOP_AT_DICE and scores["dice"] >= cfg.STOP_AT_DICE:
             reached.append(f"Dice {scores['dice']:.5f} >= STOP_AT_DICE {cfg.STOP_AT_DICE}, {time.time() - STARTED:.1f} s after the start of the process")
         return scores
@@ -278,9 +284,9 @@ def train(cfg, device, stack):
             if part["images"] < images and not reached:
                 continue
 
-            epoch += 1
-            full_size = epoch == cfg.NUM_EPOCHS or bool(reached) or cfg.FULL_RES_EVERY > 0 and epoch % cfg.FULL_RES_EVERY == 0
+            full_size = epoch + 1 == cfg.NUM_EPOCHS or bool(reached) or cfg.FULL_RES_EVERY > 0 and (epoch + 1) % cfg.FULL_RES_EVERY == 0
             scores = evaluate(full_size)
+            epoch += 1
             history.append({
                 "epoch": epoch, "train_loss": part["loss"] / part["images"], "val_loss": scores["loss"], "accuracy": scores["accuracy"], "dice": scores["dice"],
                 "one_minus_dice": 1 - scores["dice"], "full_dice": scores.get("full_dice"), "learning_rate": optimizer.param_groups[0]["lr"],
@@ -310,7 +316,7 @@ def show(cfg, history, loader, model, scores):
     """Write all pictures of an evaluation."""
     if parallel.FIRST:
         draw.validation_pictures(loader, model, scores, cfg.SAVED_IMAGES_DIR, cfg.SAVE_IMAGES_MAX)
-        gallery.training_page(cfg, history, loader.dataset, scores)
+        gallery.training_page(cfg, {name: value for name, (value, _) in config.constants().items()}, history, loader.dataset, scores)
         if history and history[-1]["dice"] == scores["dice"]:  # not of an epoch that has only begun
             draw.learning(loader.dataset, scores, len(history), os.path.join(cfg.SAVED_IMAGES_DIR, "learning.gif"))
 
@@ -332,7 +338,7 @@ def out_of_patience(history, patience):
 
 
 def compare_with_checkpoint(cfg, old):
-    """Print what changed since a checkpoint was written. Raises UserError where that makes it another network."""
+    """Print which constants changed since a checkpoint was written, and return their names. Raises UserError where that makes it another network."""
     changed = {name: value for name, value in ({"OPTIMIZER": "adam"} | old).items() if name in vars(cfg) and getattr(cfg, name) != value and name != "LOAD_MODEL"}
     fatal = [name for name in changed if name in (*utils.NETWORK_CONSTANTS, "OPTIMIZER")]
     if fatal:
@@ -342,6 +348,7 @@ def compare_with_checkpoint(cfg, old):
                         + (f" (and, for the rest as it was, {' '.join(others)})" if others else "") + "; to train anew, leave --load-model away")
     for name, value in changed.items():
         print(f"{name}: {value} in the checkpoint, {getattr(cfg, name)} from now on")
+    return set(changed)
 
 
 def report(history, scores, cfg):

@@ -1,6 +1,8 @@
 """Loaders, checkpoints, scores and prediction images: what the scripts share."""
 
+import contextlib
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,31 +18,49 @@ import metrics
 import parallel
 from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, load_model, read_checkpoint, restore, run_of, save_checkpoint, take_what_fits  # noqa: F401
 from dataset import CarvanaDataset, EpochSampler
-from device import autocast, choose_workers, config_of, find_device, to_device, to_input
+from device import autocast, choose_workers, config_of, device_of, find_device, to_device, to_input
 from interrupts import leave_signals_alone
-from pictures import colours_of, labels_of, replacing, scale_image, write_picture
+from pictures import UserError, attempt, colours_of, labels_of, read_all, replacing, scale_image, write_picture
+
+ON_GPU = threading.Semaphore(2)  # threads that have a forward pass there at once: each takes memory of its own
 
 # ---------------------------------------------------------------- data
 
 def get_loaders(train_dir, train_maskdir, val_dir, val_maskdir, batch_size, train_transform, val_transform,
-                num_workers=4, pin_memory=True, **reading):
-    """-> train_loader, val_loader over the pairs of the four folders; see CarvanaDataset for the keyword arguments.
+                num_workers=4, pin_memory=True, device=None, **reading):
+    """-> train_loader, val_loader over the pairs of the four folders; see make_loader for device, CarvanaDataset for the other keyword arguments.
     Batches: images (B, C, H, W), masks (B, H, W). The training order is a function of (seed, epoch)."""
     with parallel.one_a_machine_first():
-        train = CarvanaDataset(train_dir, train_maskdir, train_transform, **reading)
-        val = CarvanaDataset(val_dir, val_maskdir, val_transform, **reading)
-    loading = {"batch_size": parallel.own_batch(batch_size), "num_workers": num_workers, "pin_memory": pin_memory}
+        sets = [attempt(CarvanaDataset, *of, **reading) for of in ((train_dir, train_maskdir, train_transform), (val_dir, val_maskdir, val_transform))]
+    refuse_faults(sets)
+    train, val = sets
+    loading = {"batch_size": parallel.own_batch(batch_size), "num_workers": num_workers, "pin_memory": pin_memory, "device": device}
     sampler = EpochSampler(len(train), train.seed, batch_size, parallel.RANK, parallel.RANKS)
     return make_loader(train, sampler=sampler, **loading), make_loader(val, sampler=parallel.part(len(val)), **loading)
 
 
-def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None):
-    """A DataLoader of a CarvanaDataset; num_workers: -1 for as many as this machine needs."""
+def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=None, device=None):
+    """A DataLoader of a CarvanaDataset; num_workers: -1 for as many as this machine needs with the network on `device`, None: on the one that is found."""
     if num_workers < 0:
-        num_workers = choose_workers(find_device(), cached=dataset.cache is not None)
+        num_workers = choose_workers(device or find_device(), cached=dataset.cache is not None)
     return DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, worker_init_fn=leave_signals_alone,
                       pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
                       generator=torch.Generator())  # its own, so that loading draws nothing from torch's random state
+
+
+def refuse_faults(found):
+    """Raises one UserError for all that are among these."""
+    if faults := [str(one) for one in found if isinstance(one, UserError)]:
+        raise UserError("\n".join(faults))
+
+
+def refuse_unreadable(*datasets):
+    """Read the pairs that no cache has read yet, of several processes each its part. Raises UserError, naming all that cannot be read."""
+    def read(dataset):
+        for _ in read_all([dataset.pairs[i] for i in parallel.part(len(dataset))], "checking", **dataset.reading):
+            pass
+
+    refuse_faults([attempt(read, dataset) for dataset in datasets if dataset.cache is None and parallel.part(len(dataset))])
 
 
 def end_workers(*loaders):
@@ -61,11 +81,14 @@ def settle_batchnorm(model, loader, images):
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain average
     model.train()
+    seen = 0
     epoch = loader.sampler.epoch - 1
     keys = [(epoch, index) for index in loader.sampler.order(epoch)[:images]]
     for batch in make_loader(loader.dataset, loader.batch_size, sampler=keys):
+        seen += len(batch[0])
+        for norm in norms:
+            norm.momentum = len(batch[0]) / seen  # a plain average over images: the last batch can have fewer
         with autocast(model):
             model(to_device(*batch, model)[0])
     for norm, momentum in zip(norms, momenta):
@@ -88,12 +111,12 @@ def predict(model, images, tta=False):
 @torch.inference_mode()
 def network_logits(model, images, tta=False):
     """uint8 (B, h, w, channels) at the network's size, as pictures.read_image returns them -> logits float32 (B, classes, h, w), in NumPy."""
-    images = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), model)
-    with autocast(model):
+    with autocast(model), ON_GPU if device_of(model).type == "cuda" else contextlib.nullcontext():
+        images = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), model)
         logits = model(images).float()
         if tta:
             logits = (logits + model(images.flip(3)).float().flip(3)) / 2
-    return logits.cpu().numpy()
+        return logits.cpu().numpy()
 
 
 def upsample(logits, size):
@@ -159,7 +182,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
                     boundaries[index] = {"full_boundary": metrics.boundary_distance(*pair), "full_beyond": metrics.beyond(*pair)}
             done += len(images)
             if at_least:
-                best_possible = 1 - (1 - _per_image(counts[:done], metrics.dice)).sum().item() / len(loader.dataset)
+                best_possible = 1 - (1 - _per_image(counts[:done].cpu(), metrics.dice)).sum().item() / len(loader.dataset)
                 if best_possible < at_least:
                     break
     model.train(was_training)

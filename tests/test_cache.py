@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_cached_and_uncached_are_the_same_bit_for_bit(folders, reading, capfd):
     loaders = [utils.make_loader(dataset, 3, workers, sampler=[(0, i) for i in range(8)]) for dataset in (plain, cached) for workers in (0, 2)]
     for batches in zip(*loaders):
         assert all(torch.equal(a, b) for batch in batches[1:] for a, b in zip(batches[0], batch))
-    assert capfd.readouterr().err == "" and len(files(folders)) == 1
+    assert not re.search("damaged|changed|warning", capfd.readouterr().err) and len(files(folders)) == 1
 
 
 def test_it_is_read_without_the_photographs_being_opened(folders, monkeypatch):

@@ -84,7 +84,7 @@ def test_predict_needs_no_torch(made, tmp_path):
     folder, _ = made
     photograph = tmp_path / "car.jpg"
     shutil.copy(min((folder / "data/val_images").iterdir()), photograph)
-    code = f"import sys\nsys.modules['torch'] = None\nsys.argv = ['predict.py', r'{photograph}', r'{folder / 'exports/unet_model_onnx.onnx'}']\nimport runpy\nrunpy.run_path(r'{folder / 'exports/predict.py'}')"
+    code = f"import sys\nsys.modules['torch'] = None\nsys.argv = ['predict.py', r'{photograph}']\nimport runpy\nrunpy.run_path(r'{folder / 'exports/predict.py'}')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "foreground" in done.stdout, done.stderr
     model = utils.load_model(folder / "best_checkpoint.pth.tar", "cpu")
@@ -109,15 +109,27 @@ def test_onnx_files_say_what_they_take(made):
         assert facts["IMAGE_HEIGHT"] == 32 and facts["MEAN"] == [0.4, 0.5, 0.3] and facts["THRESHOLD"] == 0.4 and facts["FEATURES"] == [4, 8] and facts["DICE"] == 0.5 and "torch" in facts["VERSION"]
 
 
-def test_a_format_that_does_not_match_is_deleted(made, tmp_path, monkeypatch, capsys):
+def test_another_models_files_are_told_and_not_used(made, tmp_path, run):
+    folder, _ = made
+    shutil.copytree(folder / "exports", tmp_path / "exports")
+    write_model(tmp_path / "other.pth.tar")
+    done = run("export.py", "--model", "other.pth.tar", "--formats", "onnx")
+    assert "of an earlier export, perhaps of another model: unet_weights.pth.tar, " in done.stdout and "unet_model_int8.onnx" in done.stdout
+    assert '"unet_model_onnx.onnx"' in (tmp_path / "exports/predict.py").read_text()
+    assert (tmp_path / "exports/unet_model_int8.onnx").read_bytes() == (folder / "exports/unet_model_int8.onnx").read_bytes()
+
+
+def test_a_format_that_does_not_match_is_not_kept(made, tmp_path, monkeypatch, capsys):
     import export
     folder, _ = made
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/unet_model_torchjit.pth").write_bytes(b"an earlier one")
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["export.py", *OURS, "--formats", "torchscript", "--out", str(tmp_path / "out")])
     monkeypatch.setattr(export, "TOLERANCE", -1.0)
     with pytest.raises(UserError, match="unet_model_torchjit.pth is not the model: its logits differ by up to .*; it was not kept"):
         export.main(export.arguments())
-    assert list((tmp_path / "out").iterdir()) == []
+    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"an earlier one"]
 
 
 @pytest.mark.parametrize("words, said", [

@@ -121,6 +121,27 @@ def test_a_worker_that_dies_leaves_a_checkpoint(settings, monkeypatch):
     assert same(straight, learnt())
 
 
+def test_a_validation_file_that_goes_bad_costs_no_epoch(settings, data, monkeypatch):
+    train.main(settings(NUM_EPOCHS=2))
+    straight, path = learnt(), data / "data/val_masks/000000000064_01_mask.gif"
+    good, check, calls = path.read_bytes(), utils.check_accuracy, []
+
+    def spoil(*of, **how):
+        calls.append(of)
+        if len(calls) == 2:
+            path.write_bytes(good[:100])
+        return check(*of, **how)
+
+    monkeypatch.setattr(utils, "check_accuracy", spoil)
+    with pytest.raises(UserError, match="000000000064_01_mask.gif: cannot be read"):
+        train.main(settings(NUM_EPOCHS=2))
+    state = utils.read_checkpoint("my_checkpoint.pth.tar")
+    assert state["epoch"] == 1 and state["part"]["images"] == state["part"]["of"] == 12
+    path.write_bytes(good)
+    train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
+    assert same(straight, learnt())
+
+
 def test_a_file_that_goes_bad_in_the_middle_is_named_and_nothing_is_lost(settings, data):
     train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=2, CACHE=False))
     straight = learnt()

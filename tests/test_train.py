@@ -1,3 +1,4 @@
+import copy
 import csv
 import shutil
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 import config
 import device
+import recipe
 import train
 import utils
 from dataset import CarvanaDataset, train_transform, val_transform
@@ -202,6 +204,65 @@ def test_a_lineage_checkpoint_is_epoch_0(settings, data, capsys, with_optimizer)
     train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
     assert "0 of 1 epochs done" in capsys.readouterr().out
     assert (data / "my_checkpoint_1.pth.tar").exists() and result()["epoch"] == 1
+
+
+@pytest.mark.parametrize("name", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))])
+def test_a_lineage_optimizer_goes_on_where_it_was(name):
+    """Its moments lie in memory as the lineage's weights do; the next step is the one that it would have made."""
+    torch.manual_seed(0)
+    theirs, ours = UNET(features=[4, 8]).to(name), UNET(features=[4, 8]).to(name, memory_format=torch.channels_last)
+    images, masks = torch.rand(2, 3, 16, 24, device=name), (torch.rand(2, 1, 16, 24, device=name) > 0.5).float()
+
+    def step(model, optimizer):
+        optimizer.zero_grad()
+        torch.nn.functional.binary_cross_entropy_with_logits(model(images), masks).backward()
+        optimizer.step()
+
+    adam = torch.optim.Adam(theirs.parameters(), 1e-3)
+    for _ in range(5):
+        step(theirs, adam)
+    mine, scaler = recipe.make_optimizer("adam", ours.parameters(), 1e-3, torch.device(name)), torch.amp.GradScaler(name, enabled=False)
+    utils.restore({"state_dict": theirs.state_dict(), "optimizer": copy.deepcopy(adam.state_dict())}, ours, mine, scaler)
+    step(theirs, adam), step(ours, mine)
+    assert all((a - b).abs().max() < 1e-4 for a, b in zip(theirs.parameters(), ours.parameters(), strict=True))
+
+
+def test_unreadable_files_are_named_at_once_without_a_cache(data, run):
+    bad = [data / "data/train_images/000000000001_01.jpg", data / "data/train_images/000000000003_02.jpg", data / "data/val_masks/000000000065_02_mask.gif"]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:-40])
+    for words in (["--cache", "false"], []):
+        done = run("train.py", "--features", 4, "--image-height", 32, "--image-width", 48, *words, status=2)
+        assert all(path.name in done.stderr for path in bad) and "1/3" not in done.stdout
+    (data / "data/val_images/000000000064_01.jpg").write_bytes(b"")
+    (data / "data/val_images/000000000064_01.jpg").write_bytes((data / "data/val_images/000000000064_02.jpg").read_bytes()[:-40])
+    done = run("evaluate.py", status=2)
+    assert "000000000065_02_mask.gif" in done.stderr and "000000000064_01.jpg" in done.stderr
+
+
+def test_by_another_measure_the_best_is_found_anew(settings, data):
+    train.main(settings(NUM_EPOCHS=1))
+    state = utils.read_checkpoint("my_checkpoint.pth.tar")
+    torch.save(state | {"best": 0.999}, "my_checkpoint.pth.tar")
+    train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
+    assert result()["best"] == 0.999
+    torch.save(state | {"best": 0.999}, "my_checkpoint.pth.tar")
+    train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True, MASK_RESIZE="nearest"))
+    assert result()["best"] < 0.999 and utils.read_checkpoint("best_checkpoint.pth.tar")["best"] == result()["best"]
+
+
+def test_settled_statistics_are_those_of_all_images_alike(data):
+    """A last batch of one image weighs as much as one image."""
+    loader, _ = utils.get_loaders(*folders(data), 11, val_transform(), val_transform(), 0, size=(32, 48))
+    model = UNET(features=[4])
+    images = torch.stack([image for image, _ in CarvanaDataset(*folders(data)[:2], val_transform(), size=(32, 48))]).float() / 255
+    loader.sampler.epoch = 1
+    with torch.no_grad():
+        expected = model.downs[0].conv[0](images).mean((0, 2, 3))
+    model.config = {"PRECISION": "fp32"}
+    utils.settle_batchnorm(model, loader, 12)
+    assert torch.allclose(model.downs[0].conv[1].running_mean, expected, atol=1e-6)
+    assert model.downs[0].conv[1].momentum == 0.1
 
 
 @pytest.mark.parametrize("words, said", [
