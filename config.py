@@ -72,7 +72,7 @@ BEST_CHECKPOINT_FILE = "best_checkpoint.pth.tar"  # that of the epoch with the b
 SAVED_IMAGES_DIR = "saved_images/"  # index.html, curves.png, learning.gif, overview.png, batch.png, predictions, history.csv [path]
 
 # evaluation
-THRESHOLD = 0.5  # above this probability a pixel is car [0.001..0.999]
+THRESHOLD = 0.5  # above this probability a pixel is car; of several classes the likeliest counts [0.001..0.999]
 FULL_RES_EVERY = 1  # epochs between scores at the photographs' own size; 0: after the last only [0..100000]
 GALLERY_MAX = 200  # validation images in index.html, the worst ones where there are more; 0: no such page [0..1000]
 SAVE_IMAGES_MAX = 4  # validation batches written as pred_0.png, 0.png and so on [0..100000]
