@@ -99,7 +99,7 @@ PRESETS = {
     "small": {"FEATURES": [16, 32, 64, 128], "OPTIMIZER": "muon", "LEARNING_RATE": 0.03, "SCHEDULE": "linear", "NUM_EPOCHS": 6},  # minutes on a laptop instead of an hour
     "quality": {  # the best masks that two CPU cores learn in an hour and a half; see docs/accuracy.md
         "IMAGE_HEIGHT": 640, "IMAGE_WIDTH": 960, "UNSHUFFLE": 2, "FEATURES": [16, 32, 64, 128], "OPTIMIZER": "muon", "LEARNING_RATE": 0.03, "SCHEDULE": "linear", "WARMUP": 0.05,
-        "BATCH_SIZE": 8, "NUM_EPOCHS": 24, "ROTATE": 0.0, "VERTICAL_FLIP": 0.0, "SCALE_JITTER": 0.15, "COLOR_JITTER": 0.2},
+        "LOSS": "edge", "BATCH_SIZE": 8, "NUM_EPOCHS": 24, "ROTATE": 0.0, "VERTICAL_FLIP": 0.0, "SCALE_JITTER": 0.15, "COLOR_JITTER": 0.2},
 }
 
 # ---------------------------------------------------------------- reading the above

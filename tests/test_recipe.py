@@ -194,6 +194,13 @@ def test_losses_are_least_for_the_truth(name):
         assert logits.grad.isfinite().all() and ((logits.grad > 0) == (empty == 0)).all()
 
 
+@pytest.mark.parametrize("size, reach", [((5, 7), 1), ((9, 4), 20), ((64, 96), 5), ((1, 3000), 90)])
+def test_means_around_are_means(size, reach):
+    values = torch.rand(2, 1, *size)
+    wanted = torch.nn.functional.avg_pool2d(values, (1, 2 * reach + 1), 1, (0, reach), count_include_pad=False)
+    assert torch.allclose(recipe.means_around(values, reach), wanted, atol=1e-5)
+
+
 def test_errors_at_the_outline_cost_more_in_the_edge_loss():
     masks = torch.zeros(1, 1, 64, 96)
     masks[..., :48] = 1
