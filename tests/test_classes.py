@@ -257,7 +257,7 @@ def test_constants_that_do_not_fit(words, said):
 
 def test_the_document_is_right(tmp_path):
     """docs/your-data.md, its commands as printed."""
-    lines = re.findall(r"^python (\S+) (.*)$", (ROOT / "docs/your-data.md").read_text(), re.MULTILINE)
+    lines = re.findall(r"^python (\w\S+) (.*)$", (ROOT / "docs/your-data.md").read_text(), re.MULTILINE)
     assert [script for script, _ in lines] == ["prepare_data.py", "explore.py", "prepare_data.py", "train.py", "evaluate.py", "inference.py", "export.py"]
     said = {}
     for script, words in lines:
