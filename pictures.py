@@ -164,12 +164,24 @@ def cores():
     return max(1, found // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+@contextlib.contextmanager
+def thread_pool(threads):
+    """A ThreadPoolExecutor whose threads the system has seen off at the end. Joined, they may still clean up after OpenCV: a process forked then would wait for its lock for ever."""
+    started = []
+    try:
+        with ThreadPoolExecutor(threads, initializer=lambda: started.append(threading.get_native_id())) as pool:
+            yield pool
+    finally:
+        while any(os.path.exists(f"/proc/self/task/{number}") for number in started):  # where there is no /proc nothing is forked
+            time.sleep(1e-4)
+
+
 def in_threads(function, items, what, unit=" pairs", threads=None):
     """Generator of function of each item, in order, from all cores, with a progress bar. contextlib.closing() ends its threads.
 
     At most 32 results wait to be taken, so that memory stays what it is for any number of items."""
-    rest, started = iter(items), []
-    with _ended(started), ThreadPoolExecutor(threads or cores(), initializer=lambda: started.append(threading.get_native_id())) as pool, \
+    rest = iter(items)
+    with thread_pool(threads or cores()) as pool, \
             tqdm(total=len(items), desc=what, unit=unit, delay=1, dynamic_ncols=True, leave=False) as bar:
         waiting = deque(pool.submit(function, item) for item in islice(rest, 32))
         try:
@@ -181,14 +193,6 @@ def in_threads(function, items, what, unit=" pairs", threads=None):
         finally:
             for future in waiting:  # after an error or Ctrl-C
                 future.cancel()
-
-
-@contextlib.contextmanager
-def _ended(threads):
-    """Wait, at the end, until the system has seen off these threads. A process forked while one of them cleans up after OpenCV, joined as it may be, has that lock closed for ever."""
-    yield
-    while any(os.path.exists(f"/proc/self/task/{number}") for number in threads):  # where there is no /proc nothing is forked
-        time.sleep(1e-4)
 
 
 def attempt(function, *of, **how):

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -20,7 +19,7 @@ from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, loa
 from dataset import CarvanaDataset, EpochSampler
 from device import autocast, choose_workers, config_of, device_of, find_device, to_device, to_input
 from interrupts import leave_signals_alone
-from pictures import UserError, attempt, colours_of, labels_of, read_all, replacing, scale_image, write_picture
+from pictures import UserError, attempt, colours_of, labels_of, read_all, replacing, scale_image, thread_pool, write_picture
 
 ON_GPU = threading.Semaphore(2)  # threads that have a forward pass there at once: each takes memory of its own
 
@@ -159,7 +158,7 @@ def check_accuracy(loader, model, device="cuda", loss_fn=None, full_size=False, 
     counts, full_counts = (torch.zeros(len(loader.dataset), *shape, dtype=torch.int64, device=device) for _ in range(2))
     boundaries, predictions, loss, done, size = {}, {}, torch.zeros((), dtype=torch.float64), 0, None
     order = loader.sampler if isinstance(loader.sampler, range) else range(len(loader.dataset))  # of several processes this one's part
-    with ThreadPoolExecutor(max_workers=2) as readers:
+    with thread_pool(2) as readers:
         for images, masks in tqdm(loader, desc="evaluating", unit=" batches", delay=2, leave=False):
             indices = order[done:done + len(images)]
             truths = [readers.submit(loader.dataset.mask, index) for index in indices if full_size]  # while the network computes

@@ -1,3 +1,5 @@
+import os
+import threading
 import warnings
 
 import numpy as np
@@ -255,3 +257,11 @@ def test_a_frame_an_epoch(data, tmp_path):
     assert frames_of(path)[0] == [b"2"]
     epoch(1, height=40)
     assert frames_of(path)[0] == [b"1"]
+
+
+def test_threads_are_gone_when_their_pool_is():
+    """What one that is only joined still holds would be locked for ever in a process forked then."""
+    for _ in range(100):
+        with pictures.thread_pool(4) as pool:
+            started = set(pool.map(lambda _: threading.get_native_id(), range(8)))
+        assert not [number for number in started if os.path.exists(f"/proc/self/task/{number}")]
