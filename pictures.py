@@ -203,6 +203,12 @@ def attempt(function, *of, **how):
         return error
 
 
+def refuse_faults(found):
+    """Raises one UserError for all that are among these, as attempt() returns them."""
+    if faults := [str(one) for one in found if isinstance(one, UserError)]:
+        raise UserError("\n".join(faults))
+
+
 def keep_freed_memory():
     """Let glibc keep what is freed instead of returning it to the system: fresh pages cost more than what is done in them.
 
@@ -286,14 +292,7 @@ def pair_folders(image_dir, mask_dir, suffix=MASK_SUFFIX):
 
 def check_folders(*folders, suffix=MASK_SUFFIX):
     """find_pairs for several (image_dir, mask_dir): one UserError with what is wrong in any of them."""
-    complaints = []
-    for image_dir, mask_dir in folders:
-        try:
-            find_pairs(image_dir, mask_dir, suffix)
-        except UserError as error:
-            complaints.append(str(error))
-    if complaints:
-        raise UserError("\n".join(complaints))
+    refuse_faults([attempt(find_pairs, *pair, suffix) for pair in folders])
 
 
 def _size_fault(image, size, mask, mask_size):

@@ -19,7 +19,7 @@ from checkpoint import NETWORK_CONSTANTS, checkpoint_state, load_checkpoint, loa
 from dataset import CarvanaDataset, EpochSampler
 from device import autocast, choose_workers, config_of, device_of, find_device, to_device, to_input
 from interrupts import leave_signals_alone
-from pictures import UserError, attempt, colours_of, labels_of, read_all, replacing, scale_image, thread_pool, write_picture
+from pictures import attempt, colours_of, labels_of, read_all, refuse_faults, replacing, scale_image, thread_pool, write_picture
 
 ON_GPU = threading.Semaphore(2)  # threads that have a forward pass there at once: each takes memory of its own
 
@@ -45,12 +45,6 @@ def make_loader(dataset, batch_size, num_workers=0, pin_memory=False, sampler=No
     return DataLoader(dataset, batch_size, sampler=sampler, num_workers=num_workers, worker_init_fn=leave_signals_alone,
                       pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
                       generator=torch.Generator())  # its own, so that loading draws nothing from torch's random state
-
-
-def refuse_faults(found):
-    """Raises one UserError for all that are among these."""
-    if faults := [str(one) for one in found if isinstance(one, UserError)]:
-        raise UserError("\n".join(faults))
 
 
 def refuse_unreadable(*datasets):

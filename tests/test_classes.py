@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -257,12 +258,16 @@ def test_constants_that_do_not_fit(words, said):
 
 def test_the_document_is_right(tmp_path):
     """docs/your-data.md, its commands as printed."""
-    lines = re.findall(r"^python (\w\S+) (.*)$", (ROOT / "docs/your-data.md").read_text(), re.MULTILINE)
-    assert [script for script, _ in lines] == ["prepare_data.py", "explore.py", "prepare_data.py", "train.py", "evaluate.py", "inference.py", "export.py"]
+    lines = re.findall(r"^python (\S+) (.*)$", (ROOT / "docs/your-data.md").read_text(), re.MULTILINE)
+    assert [script for script, _ in lines] == ["prepare_data.py", "explore.py", "prepare_data.py", "train.py", "evaluate.py", "inference.py", "export.py", "-c"]
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(np.uint8(255 * np.eye(40)).repeat(5, 1)).save(tmp_path / "labels/soft.jpg")
     said = {}
     for script, words in lines:
-        done = subprocess.run([sys.executable, ROOT / script, *words.split()], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run([sys.executable, script if script == "-c" else ROOT / script, *shlex.split(words)], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{script} {words}\n{done.stdout}\n{done.stderr}"
         said[script] = done.stdout
     assert float(re.findall(r"best .*Dice ([\d.]+)", said["train.py"])[0]) > 0.7
+    with Image.open(tmp_path / "hard/soft.png") as hard:
+        assert set(np.unique(hard)) == {0, 255}
     assert (tmp_path / "exports/unet_model_int8.onnx").exists() and (tmp_path / "outputs/index.html").exists()

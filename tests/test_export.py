@@ -80,12 +80,13 @@ def test_inference_takes_them(made, name, tmp_path, run):
         assert (masks[0] != masks[1]).mean() < (0.4 if name == "int8" else 1e-3) and 0.01 < masks[0].mean() < 0.99
 
 
-def test_predict_needs_no_torch(made, tmp_path):
+@pytest.mark.parametrize("words", [[], ["unet_model_onnx.onnx"]])
+def test_predict_needs_no_torch(made, tmp_path, words):
     folder, _ = made
     photograph = tmp_path / "car.jpg"
     shutil.copy(min((folder / "data/val_images").iterdir()), photograph)
-    code = f"import sys\nsys.modules['torch'] = None\nsys.argv = ['predict.py', r'{photograph}']\nimport runpy\nrunpy.run_path(r'{folder / 'exports/predict.py'}')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = f"import sys\nsys.modules['torch'] = None\nsys.argv = {['predict.py', str(photograph), *words]}\nimport runpy\nrunpy.run_path(r'{folder / 'exports/predict.py'}')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder / "exports", capture_output=True, text=True)
     assert done.returncode == 0 and "foreground" in done.stdout, done.stderr
     model = utils.load_model(folder / "best_checkpoint.pth.tar", "cpu")
     probability = utils.predict(model, [pictures.read_image(photograph)])[0]
