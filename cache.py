@@ -43,7 +43,9 @@ class Cache:
         image, mask = np.array(record["image"]), np.array(record["mask"])
         if not self.verified[index]:
             if checksum(image, mask) != record["checksum"]:
-                complain(f"{self.path} is damaged at {printable(self.pairs[index][0].name)}, which is read from the photograph; the next run makes the file anew")
+                complain(
+                    f"{self.path} is damaged at {printable(self.pairs[index][0].name)}, which is read from the photograph; the next run makes the file anew"
+                )
                 with suppress(OSError):
                     self.path.unlink()
                 return read_pair(self.pairs[index], **self.reading)
@@ -58,7 +60,12 @@ def open_cache(folder, pairs, **reading):
     or time, none of these, and neither the reader nor its decoders have changed.
     Raises UserError, naming all pairs that cannot be read."""
     source = pairs[0][0].parent
-    state = [READER, PIL.__version__, cv2.__version__, [stamp(path) for pair in pairs for path in pair]]
+    state = [
+        READER,
+        PIL.__version__,
+        cv2.__version__,
+        [stamp(path) for pair in pairs for path in pair],
+    ]
     # one file for each data set and way of reading it: a later state replaces the earlier
     name = f"{source.name}-{digest([str(source), str(pairs[0][1].parent), reading])}"
     path = Path(folder) / f"{name}-{digest(state)}.npy"
@@ -69,7 +76,9 @@ def open_cache(folder, pairs, **reading):
         except Exception as error:  # a foreign file can raise nearly anything
             complain(f"{path} is damaged ({brief(error)}); reading the photographs again")
     elif earlier:
-        complain(f"what is in {source} or its masks has changed since {earlier[0]} was made; reading all again")
+        complain(
+            f"what is in {source} or its masks has changed since {earlier[0]} was made; reading all again"
+        )
 
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -80,8 +89,10 @@ def open_cache(folder, pairs, **reading):
             other.unlink(missing_ok=True)
         return Cache(path, pairs, reading)
     except OSError as error:
-        complain(f"warning: no cache in {folder} ({brief(error)}); every epoch reads the photographs anew, which is slower. "
-                 "Free some space, or set CACHE_DIR to another disk")
+        complain(
+            f"warning: no cache in {folder} ({brief(error)}); every epoch reads the photographs anew, which is slower. "
+            "Free some space, or set CACHE_DIR to another disk"
+        )
         return None
     finally:
         with suppress(OSError):
@@ -93,7 +104,9 @@ def record_type(size, channels, mask_resize, labels=None):
 
 
 def checksum(image, mask):
-    return zlib.crc32(mask, zlib.crc32(image)) ^ 1  # ^ 1: not 0 for zeros, as which a file's lost blocks are read
+    return (
+        zlib.crc32(mask, zlib.crc32(image)) ^ 1
+    )  # ^ 1: not 0 for zeros, as which a file's lost blocks are read
 
 
 def digest(content):
@@ -120,7 +133,9 @@ def write(path, pairs, reading):
     """Read all pairs into a .npy file of records."""
     record = np.zeros((), record_type(**reading))
     with open(path, "wb") as file, closing(read_all(pairs, "decoding", **reading)) as results:
-        np.lib.format.write_array_header_1_0(file, {"descr": record.dtype.descr, "fortran_order": False, "shape": (len(pairs),)})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": record.dtype.descr, "fortran_order": False, "shape": (len(pairs),)}
+        )
         for result in results:
             record["image"], record["mask"] = result
             record["checksum"] = checksum(*result)

@@ -12,18 +12,46 @@ import torch
 
 from pictures import UserError, cores, printable
 
-LINEAGE_INPUT = {"IMAGE_HEIGHT": 160, "IMAGE_WIDTH": 240, "MEAN": [0.0], "STD": [1.0], "THRESHOLD": 0.5,
-                 "MASK_RESIZE": "area", "PRECISION": "auto", "UNSHUFFLE": 1, "CLASSES": ["car"], "PALETTE": [], "IGNORE_INDEX": 255}  # of a model that carries no configuration
+LINEAGE_INPUT = {
+    "IMAGE_HEIGHT": 160,
+    "IMAGE_WIDTH": 240,
+    "MEAN": [0.0],
+    "STD": [1.0],
+    "THRESHOLD": 0.5,
+    "MASK_RESIZE": "area",
+    "PRECISION": "auto",
+    "UNSHUFFLE": 1,
+    "CLASSES": ["car"],
+    "PALETTE": [],
+    "IGNORE_INDEX": 255,
+}  # of a model that carries no configuration
 INPUT_RULES = {  # what a configuration that comes with a file may say; channels: the network's
     "IMAGE_HEIGHT": lambda value, channels: type(value) is int and 1 <= value <= 16384,
     "IMAGE_WIDTH": lambda value, channels: type(value) is int and 1 <= value <= 16384,
-    "MEAN": lambda value, channels: isinstance(value, list) and len(value) in (1, channels) and all(type(one) in (int, float) and -10 <= one <= 10 for one in value),
-    "STD": lambda value, channels: isinstance(value, list) and len(value) in (1, channels) and all(type(one) in (int, float) and 1e-6 <= one <= 1000 for one in value),
+    "MEAN": lambda value, channels: (
+        isinstance(value, list)
+        and len(value) in (1, channels)
+        and all(type(one) in (int, float) and -10 <= one <= 10 for one in value)
+    ),
+    "STD": lambda value, channels: (
+        isinstance(value, list)
+        and len(value) in (1, channels)
+        and all(type(one) in (int, float) and 1e-6 <= one <= 1000 for one in value)
+    ),
     "THRESHOLD": lambda value, channels: type(value) in (int, float) and 0 < value < 1,
     "MASK_RESIZE": lambda value, channels: value in ("area", "nearest"),
     "PRECISION": lambda value, channels: value in ("auto", "bf16", "fp16", "fp32"),
-    "CLASSES": lambda value, channels: isinstance(value, list) and 1 <= len(value) <= 255 and all(isinstance(name, str) for name in value),
-    "PALETTE": lambda value, channels: isinstance(value, list) and all(isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in value),
+    "CLASSES": lambda value, channels: (
+        isinstance(value, list)
+        and 1 <= len(value) <= 255
+        and all(isinstance(name, str) for name in value)
+    ),
+    "PALETTE": lambda value, channels: (
+        isinstance(value, list)
+        and all(
+            isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in value
+        )
+    ),
     "IGNORE_INDEX": lambda value, channels: type(value) is int and 0 <= value <= 255,
     "UNSHUFFLE": lambda value, channels: type(value) is int and 1 <= value <= 8,
 }
@@ -32,20 +60,30 @@ INPUT_RULES = {  # what a configuration that comes with a file may say; channels
 def sound_input(config, channels):
     """Those constants of a configuration from a file that INPUT_RULES is about. Raises ValueError, in words, where one breaks its rule."""
     known = {name: config[name] for name in INPUT_RULES if name in config}
-    faults = [f"{name} is {printable(repr(value)):.60}" for name, value in known.items() if not INPUT_RULES[name](value, channels)]
+    faults = [
+        f"{name} is {printable(repr(value)):.60}"
+        for name, value in known.items()
+        if not INPUT_RULES[name](value, channels)
+    ]
     if faults:
         raise ValueError("; ".join(faults))
     return known
 
 
 def find_device(name="auto"):
-    """"auto" -> the first there is of cuda, mps and cpu; another name -> that device, or UserError where it is missing."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    """ "auto" -> the first there is of cuda, mps and cpu; another name -> that device, or UserError where it is missing."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
     if name == "auto":
         name = next(device for device, found in there.items() if found)
     if not there[name.split(":")[0]]:
-        raise UserError(f"DEVICE is {name!r}, but torch {torch.__version__} finds none here; "
-                        f"use --device auto (it would take {find_device('auto')})")
+        raise UserError(
+            f"DEVICE is {name!r}, but torch {torch.__version__} finds none here; "
+            f"use --device auto (it would take {find_device('auto')})"
+        )
     return torch.device(name)
 
 
@@ -57,7 +95,9 @@ def amp_dtype(device, precision="auto"):
     if precision != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        return (
+            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+        )
     if device.type == "cpu":
         able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
         if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("amx_tile"):
@@ -94,7 +134,9 @@ def to_device(images, masks, model):
     uint8 levels become (level / 255 - MEAN) / STD here; floats were normalised by a pipeline and pass."""
     masks = masks.to(device_of(model), non_blocking=True)
     masks = masks.float() if len(config_of(model)["CLASSES"]) == 1 else masks.long()
-    return to_input(images, model), masks.unsqueeze(1) if masks.dim() == 3 and masks.is_floating_point() else masks
+    return to_input(images, model), masks.unsqueeze(
+        1
+    ) if masks.dim() == 3 and masks.is_floating_point() else masks
 
 
 def to_input(images, model):
@@ -125,8 +167,10 @@ def refuse_what_cannot_fit(parameters, batch, first_feature, device):
         return
     needed = 16 * parameters + 8 * math.prod(batch) * first_feature
     if needed > there:
-        raise UserError(f"{parameters / 1e6:,.0f} M parameters and batches of {batch[0]} images of {batch[1]}x{batch[2]} take {needed / 1e9:,.0f} GB at least, "
-                        f"{there / 1e9:,.0f} GB are there; make FEATURES, BATCH_SIZE, IMAGE_HEIGHT or IMAGE_WIDTH smaller")
+        raise UserError(
+            f"{parameters / 1e6:,.0f} M parameters and batches of {batch[0]} images of {batch[1]}x{batch[2]} take {needed / 1e9:,.0f} GB at least, "
+            f"{there / 1e9:,.0f} GB are there; make FEATURES, BATCH_SIZE, IMAGE_HEIGHT or IMAGE_WIDTH smaller"
+        )
 
 
 def choose_workers(device, cached):
@@ -144,7 +188,11 @@ def keep_half(model):
 
 def compiling_pays(choice, device, seconds):
     """Whether to torch.compile with so many seconds of training ahead, by the constant COMPILE: on its own where what that needs is there."""
-    able = device.type == "cuda" and find_spec("triton") and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+    able = (
+        device.type == "cuda"
+        and find_spec("triton")
+        and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
+    )
     return choice == "true" or choice == "auto" and bool(able) and seconds > 300
 
 
@@ -156,4 +204,6 @@ def peak_memory(device):
         import resource  # not on Windows
     except ImportError:
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

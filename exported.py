@@ -15,7 +15,18 @@ from pictures import UserError, brief, printable
 
 CONFIG = "config.json"  # in a TorchScript file and a .pt2: what in an .onnx is metadata
 SUFFIXES = (".onnx", ".pt2", ".pth")
-WHOLE_MODEL = [UNET, DoubleConv, nn.ModuleList, nn.Sequential, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, set]
+WHOLE_MODEL = [
+    UNET,
+    DoubleConv,
+    nn.ModuleList,
+    nn.Sequential,
+    nn.Conv2d,
+    nn.ConvTranspose2d,
+    nn.BatchNorm2d,
+    nn.ReLU,
+    nn.MaxPool2d,
+    set,
+]
 
 
 class Exported(nn.Module):
@@ -24,7 +35,9 @@ class Exported(nn.Module):
     def __init__(self, run, config, device):
         super().__init__()
         self.run, self.config = run, config
-        self.nothing = nn.Parameter(torch.empty(0, device=device), requires_grad=False)  # tells device_of() where it is
+        self.nothing = nn.Parameter(
+            torch.empty(0, device=device), requires_grad=False
+        )  # tells device_of() where it is
 
     def forward(self, images):
         return self.run(images)
@@ -33,8 +46,12 @@ class Exported(nn.Module):
 def load_exported(path, device):
     """A file of export.py's -> a module in eval mode. No pickle in it is run. Raises UserError where it is none."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # torch's own, about what is deprecated in it
-            run, config = {".onnx": _onnx, ".pt2": _pt2, ".pth": _pth}[Path(path).suffix](path, device)
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # torch's own, about what is deprecated in it
+            run, config = {".onnx": _onnx, ".pt2": _pt2, ".pth": _pth}[Path(path).suffix](
+                path, device
+            )
         whole = isinstance(run, UNET)
         known = sound_input(config, run.in_channels if whole else config["IN_CHANNELS"])
         if whole:
@@ -46,7 +63,9 @@ def load_exported(path, device):
     except UserError:
         raise
     except Exception as error:  # a damaged or hostile file can raise nearly anything
-        raise UserError(f"{printable(path)} is no model that export.py wrote ({brief(error)}); export it again, or name another") from error
+        raise UserError(
+            f"{printable(path)} is no model that export.py wrote ({brief(error)}); export it again, or name another"
+        ) from error
     return Exported(run, known | {"PRECISION": "fp32"}, device).eval()
 
 
@@ -54,14 +73,27 @@ def _onnx(path, device):
     try:
         import onnxruntime
     except ImportError:
-        raise UserError(f"{printable(path)} needs onnxruntime, which is not installed; pip install onnxruntime") from None
+        raise UserError(
+            f"{printable(path)} needs onnxruntime, which is not installed; pip install onnxruntime"
+        ) from None
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # several threads of ours may call at once
+    options.add_session_config_entry(
+        "session.intra_op.allow_spinning", "0"
+    )  # several threads of ours may call at once
     options.log_severity_level = 3
-    wanted = ["CUDAExecutionProvider"] * (device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers())
-    session = onnxruntime.InferenceSession(path, options, providers=[*wanted, "CPUExecutionProvider"])
-    config = {name: json.loads(value) for name, value in session.get_modelmeta().custom_metadata_map.items()}
-    return lambda images: torch.from_numpy(session.run(None, {"input": images.contiguous().cpu().numpy()})[0]).to(device), config
+    wanted = ["CUDAExecutionProvider"] * (
+        device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    )
+    session = onnxruntime.InferenceSession(
+        path, options, providers=[*wanted, "CPUExecutionProvider"]
+    )
+    config = {
+        name: json.loads(value)
+        for name, value in session.get_modelmeta().custom_metadata_map.items()
+    }
+    return lambda images: torch.from_numpy(
+        session.run(None, {"input": images.contiguous().cpu().numpy()})[0]
+    ).to(device), config
 
 
 def _pt2(path, device):
@@ -72,7 +104,10 @@ def _pt2(path, device):
 
     def run(images):  # it takes multiples only
         height, width = images.shape[2:]
-        return module(F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate"))[:, :, :height, :width]
+        return module(
+            F.pad(images, (0, -width % multiple, 0, -height % multiple), mode="replicate")
+        )[:, :, :height, :width]
+
     return run, config
 
 
@@ -81,7 +116,9 @@ def _pth(path, device):
         extra = {CONFIG: ""}
         module = torch.jit.load(path, map_location=device, _extra_files=extra)
         return module, json.loads(extra[CONFIG])
-    with torch.serialization.safe_globals(WHOLE_MODEL):  # these classes and no others: nothing else that it names is run
+    with torch.serialization.safe_globals(
+        WHOLE_MODEL
+    ):  # these classes and no others: nothing else that it names is run
         model = torch.load(path, map_location=device, weights_only=True)
     if not isinstance(model, UNET):
         raise ValueError("no UNET")

@@ -16,8 +16,20 @@ class Stretch:
     processes together, and the weight of this one's loss in the mean of all."""
 
     def __init__(self, loader, epoch, done, pause=lambda done: False, accumulate=1):
-        self.loader, self.epoch, self.first, self.done, self.pause, self.accumulate, self.error = loader, epoch, done, done, pause, accumulate, None
-        self.dataset, self.batch_size, self.sampler = loader.dataset, loader.batch_size * parallel.RANKS, loader.sampler
+        self.loader, self.epoch, self.first, self.done, self.pause, self.accumulate, self.error = (
+            loader,
+            epoch,
+            done,
+            done,
+            pause,
+            accumulate,
+            None,
+        )
+        self.dataset, self.batch_size, self.sampler = (
+            loader.dataset,
+            loader.batch_size * parallel.RANKS,
+            loader.sampler,
+        )
 
     def __len__(self):
         return -(-(len(self.dataset) - self.first) // self.batch_size)
@@ -36,7 +48,9 @@ class Stretch:
                     self.done = given
                     if self.pause(self.done):
                         return
-        except Exception as error:  # from reading alone: what goes wrong in a step is not raised here
+        except (
+            Exception
+        ) as error:  # from reading alone: what goes wrong in a step is not raised here
             if parallel.RANKS > 1:  # the others are in the middle of a step
                 raise
             self.error = error
@@ -48,17 +62,24 @@ class Signals:
     def __enter__(self):
         self.received = None
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            self.before = {
+                number: signal.signal(number, self.receive)
+                for number in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def receive(self, number, _frame):
         self.received = number
         self.restore()
-        print("\nending after this step, with a checkpoint; once more ends at once", file=sys.stderr)
+        print(
+            "\nending after this step, with a checkpoint; once more ends at once", file=sys.stderr
+        )
 
     def restore(self):
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+            signal.signal(
+                number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
+            )
 
     def __exit__(self, *_):
         for number, handler in getattr(self, "before", {}).items():

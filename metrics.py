@@ -10,8 +10,15 @@ BY_HAND = 2  # pixels; masks drawn by hand are not more exact
 def confusion(predicted, target):
     """Two bool tensors (B, ...) of one shape -> int64 (B, 4): true positives, false positives, false negatives, true negatives."""
     predicted, target = predicted.flatten(1), target.flatten(1)
-    both, predicted, target, pixels = _count(predicted & target), _count(predicted), _count(target), predicted.shape[1]
-    return torch.stack((both, predicted - both, target - both, pixels - predicted - target + both), dim=1)
+    both, predicted, target, pixels = (
+        _count(predicted & target),
+        _count(predicted),
+        _count(target),
+        predicted.shape[1],
+    )
+    return torch.stack(
+        (both, predicted - both, target - both, pixels - predicted - target + both), dim=1
+    )
 
 
 def _count(masks):
@@ -60,8 +67,12 @@ SCORES = {"dice": dice, "iou": iou, "accuracy": accuracy, "precision": precision
 
 def confusion_matrices(predicted, target, classes, ignore=255):
     """Two integer tensors (B, ...) of one shape, indices of classes -> int64 (B, classes, classes): pixels by true (row) and predicted class. Those whose target is `ignore` are left out."""
-    pairs = torch.where(target == ignore, classes * classes, target.long() * classes + predicted.long()).flatten(1)
-    return torch.stack([torch.bincount(one, minlength=classes * classes + 1)[:-1] for one in pairs]).view(-1, classes, classes)
+    pairs = torch.where(
+        target == ignore, classes * classes, target.long() * classes + predicted.long()
+    ).flatten(1)
+    return torch.stack(
+        [torch.bincount(one, minlength=classes * classes + 1)[:-1] for one in pairs]
+    ).view(-1, classes, classes)
 
 
 def one_against_all(matrices):
@@ -74,7 +85,9 @@ def one_against_all(matrices):
 def class_scores(matrices, score):
     """dice, iou, precision or recall of each class -> float64 (B, C); not a number where a class is neither in the image's truth nor in what was predicted."""
     counts = one_against_all(matrices)
-    values = torch.where(counts[..., 0] == 0, 0.0, score(counts.flatten(0, 1)).view(counts.shape[:2]))  # 0 of a class that is there and was never found
+    values = torch.where(
+        counts[..., 0] == 0, 0.0, score(counts.flatten(0, 1)).view(counts.shape[:2])
+    )  # 0 of a class that is there and was never found
     return torch.where(counts[..., :3].sum(2) == 0, torch.nan, values)
 
 
@@ -88,19 +101,25 @@ def boundary_distance(predicted, target):
     if not all(outline.any() for outline in outlines):
         return 0.0 if np.array_equal(predicted, target) else float(np.hypot(*target.shape))
     rows, columns = (np.flatnonzero((outlines[0] | outlines[1]).any(axis)) for axis in (1, 0))
-    window = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]  # distances elsewhere are not asked for
+    window = np.s_[
+        rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1
+    ]  # distances elsewhere are not asked for
     outlines = [outline[window] for outline in outlines]
-    distances = [cv2.distanceTransform((~other).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[one]
-                 for one, other in (outlines, outlines[::-1])]
+    distances = [
+        cv2.distanceTransform((~other).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[one]
+        for one, other in (outlines, outlines[::-1])
+    ]
     return float(np.concatenate(distances).mean())
 
 
 def beyond(predicted, target):
     """What 1 - Dice of two bool arrays (H, W) were if no pixel within BY_HAND pixels of the true outline counted as wrong: what remains are things missed or taken along."""
-    disk = np.uint8(np.hypot(*np.ogrid[-BY_HAND:BY_HAND + 1, -BY_HAND:BY_HAND + 1]) <= BY_HAND)
+    disk = np.uint8(np.hypot(*np.ogrid[-BY_HAND : BY_HAND + 1, -BY_HAND : BY_HAND + 1]) <= BY_HAND)
     drawn = target.view(np.uint8)
     near = cv2.dilate(drawn, disk) != cv2.erode(drawn, disk)
-    return np.count_nonzero((predicted != target) & ~near) / max(np.count_nonzero(predicted) + np.count_nonzero(target), 1)
+    return np.count_nonzero((predicted != target) & ~near) / max(
+        np.count_nonzero(predicted) + np.count_nonzero(target), 1
+    )
 
 
 def _outline(mask):

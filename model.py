@@ -11,7 +11,9 @@ class DoubleConv(nn.Module):
     def __init__(self, in_channels, out_channels):
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),  # BatchNorm has the bias
+            nn.Conv2d(
+                in_channels, out_channels, 3, padding=1, bias=False
+            ),  # BatchNorm has the bias
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
             nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
@@ -47,21 +49,27 @@ class UNET(nn.Module):
         self.bottleneck = DoubleConv(channels, 2 * channels)
         channels = 2 * channels
         for feature in reversed(features):
-            self.ups.append(nn.ConvTranspose2d(channels, feature, kernel_size=2, stride=2))  # channels is 2 * feature where features double
+            self.ups.append(
+                nn.ConvTranspose2d(channels, feature, kernel_size=2, stride=2)
+            )  # channels is 2 * feature where features double
             self.ups.append(DoubleConv(2 * feature, feature))
             channels = feature
         self.final_conv = nn.Conv2d(features[0], out_channels * unshuffle**2, kernel_size=1)
 
     def forward(self, x):
         if x.dim() != 4 or x.shape[1] != self.in_channels:
-            raise ValueError(f"expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}")
+            raise ValueError(
+                f"expected images of shape (B, {self.in_channels}, H, W), got {tuple(x.shape)}"
+            )
         height, width = x.shape[2:]
         multiple = self.multiple
         if height % multiple or width % multiple:
             x = F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="replicate")
         if self.training and x.shape[0] * x.shape[2] * x.shape[3] == multiple**2:
-            raise ValueError(f"a training batch of one {height}x{width} image leaves BatchNorm a single value per channel; "
-                             f"train with a larger batch, or with images over {multiple}x{multiple} pixels")
+            raise ValueError(
+                f"a training batch of one {height}x{width} image leaves BatchNorm a single value per channel; "
+                f"train with a larger batch, or with images over {multiple}x{multiple} pixels"
+            )
 
         if self.unshuffle > 1:
             x = F.pixel_unshuffle(x, self.unshuffle)  # (B, C, u * h, u * w) -> (B, C * u * u, h, w)
@@ -76,5 +84,7 @@ class UNET(nn.Module):
             x = double_conv(torch.cat((skip, x), dim=1))  # (B, 2f, 2h, 2w) -> (B, f, 2h, 2w)
         x = self.final_conv(x)
         if self.unshuffle > 1:
-            x = F.pixel_shuffle(x, self.unshuffle)  # (B, out * u * u, h, w) -> (B, out, u * h, u * w)
+            x = F.pixel_shuffle(
+                x, self.unshuffle
+            )  # (B, out * u * u, h, w) -> (B, out, u * h, u * w)
         return x[:, :, :height, :width]

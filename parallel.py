@@ -34,20 +34,32 @@ def together(device):
         return
     if device.type == "cuda":
         if LOCAL_RANK >= torch.cuda.device_count():
-            raise UserError(f"{os.environ.get('LOCAL_WORLD_SIZE')} processes on a machine with {torch.cuda.device_count()} GPUs; each needs one of its own, lower --nproc-per-node")
+            raise UserError(
+                f"{os.environ.get('LOCAL_WORLD_SIZE')} processes on a machine with {torch.cuda.device_count()} GPUs; each needs one of its own, lower --nproc-per-node"
+            )
         device = torch.device("cuda", LOCAL_RANK)
         torch.cuda.set_device(device)
     if not FIRST:
         sys.stdout = open(os.devnull, "w")
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
     try:
-        dist.init_process_group("cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo", store=own_store(), rank=RANK, world_size=RANKS, timeout=LONGEST_WAIT)
+        dist.init_process_group(
+            "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo",
+            store=own_store(),
+            rank=RANK,
+            world_size=RANKS,
+            timeout=LONGEST_WAIT,
+        )
         yield device
     except RuntimeError as error:  # a collective whose other end has gone
-        if not isinstance(error, dist.DistError) and not any(word in str(error) for word in ("onnection", "imed out", "connect")):
+        if not isinstance(error, dist.DistError) and not any(
+            word in str(error) for word in ("onnection", "imed out", "connect")
+        ):
             raise
-        raise UserError(f"another process of this run ended ({brief(error)}); what is in the last checkpoint is good: "
-                        "--load-model true goes on from it, torchrun --max-restarts 3 does so by itself") from error
+        raise UserError(
+            f"another process of this run ended ({brief(error)}); what is in the last checkpoint is good: "
+            "--load-model true goes on from it, torchrun --max-restarts 3 does so by itself"
+        ) from error
     dist.destroy_process_group()
 
 
@@ -87,7 +99,9 @@ def part(count):
 def own_batch(batch_size):
     """This process's part of a batch. Raises UserError where it cannot be dealt evenly."""
     if batch_size % RANKS:
-        raise UserError(f"BATCH_SIZE {batch_size} is that of all {RANKS} processes together; set it to a multiple of {RANKS}")
+        raise UserError(
+            f"BATCH_SIZE {batch_size} is that of all {RANKS} processes together; set it to a multiple of {RANKS}"
+        )
     return batch_size // RANKS
 
 
@@ -97,7 +111,9 @@ def wrapped(model, device):
         return model
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None
+    )
 
 
 def summed(tensor):

@@ -13,33 +13,55 @@ QUINTIC, STEPS = (3.4445, -4.7750, 2.0315), 3
 ADAM_SHARE = 0.15  # of the learning rate, for what is no kernel: an orthogonal step of 0.02 goes with Adam's of 0.003
 
 
-EDGE_WEIGHT, EDGE_REACH = 4.0, 1 / 32  # of the edge loss: on top of 1, and how far from the outline, as a share of the height
+EDGE_WEIGHT, EDGE_REACH = (
+    4.0,
+    1 / 32,
+)  # of the edge loss: on top of 1, and how far from the outline, as a share of the height
 
 
 def make_loss(name, labels=None, positive_weight=1.0):
-    """"bce", "dice", "bce_dice" or "edge" -> loss_fn(logits, masks), float32 logits (B, C, H, W).
+    """ "bce", "dice", "bce_dice" or "edge" -> loss_fn(logits, masks), float32 logits (B, C, H, W).
 
     Of one class C is 1 and masks are float32 (B, 1, H, W) in [0, 1]. With labels (pictures.Labels) C is their number, masks are
     int64 (B, H, W), and cross entropy takes the place of its binary form. positive_weight: of foreground, or all classes but the first, in "bce" and "bce_dice"."""
     if labels is None:
-        def cross_entropy(logits, masks):
-            return F.binary_cross_entropy_with_logits(logits, masks, pos_weight=_weights((positive_weight,), logits.device) if positive_weight != 1 else None)
 
-        return {"bce": cross_entropy, "dice": lambda logits, masks: dice_loss(torch.sigmoid(logits), masks), "edge": edge_loss,
-                "bce_dice": lambda logits, masks: cross_entropy(logits, masks) + dice_loss(torch.sigmoid(logits), masks)}[name]
+        def cross_entropy(logits, masks):
+            return F.binary_cross_entropy_with_logits(
+                logits,
+                masks,
+                pos_weight=_weights((positive_weight,), logits.device)
+                if positive_weight != 1
+                else None,
+            )
+
+        return {
+            "bce": cross_entropy,
+            "dice": lambda logits, masks: dice_loss(torch.sigmoid(logits), masks),
+            "edge": edge_loss,
+            "bce_dice": lambda logits, masks: (
+                cross_entropy(logits, masks) + dice_loss(torch.sigmoid(logits), masks)
+            ),
+        }[name]
 
     def cross_entropy(logits, masks):
         weight = _weights((1.0,) + (positive_weight,) * (len(labels.names) - 1), logits.device)
         sums = F.cross_entropy(logits, masks, weight, ignore_index=labels.ignore, reduction="sum")
-        counted = torch.where(masks == labels.ignore, 0.0, weight[masks.clamp(max=len(labels.names) - 1)]).sum()
+        counted = torch.where(
+            masks == labels.ignore, 0.0, weight[masks.clamp(max=len(labels.names) - 1)]
+        ).sum()
         return sums / counted.clamp(min=1)  # where all is to be ignored: 0, not a number
 
     def dice(logits, masks):
         known = (masks != labels.ignore).unsqueeze(1)
         return dice_loss(torch.softmax(logits, 1) * known, one_hot(masks, labels))
 
-    return {"bce": cross_entropy, "dice": dice, "bce_dice": lambda logits, masks: cross_entropy(logits, masks) + dice(logits, masks),
-            "edge": lambda logits, masks: edge_loss(logits, masks, labels)}[name]
+    return {
+        "bce": cross_entropy,
+        "dice": dice,
+        "bce_dice": lambda logits, masks: cross_entropy(logits, masks) + dice(logits, masks),
+        "edge": lambda logits, masks: edge_loss(logits, masks, labels),
+    }[name]
 
 
 @functools.lru_cache
@@ -65,27 +87,43 @@ def edge_loss(logits, masks, labels=None):
 
     After the border weights of Ronneberger et al., 2015, arXiv:1505.04597, equation 2, by a mean instead of a distance. Of several
     classes, 2 (1 - the sum of m * m over the classes) stands for 4 m (1 - m), which it is for two."""
-    reach, m = max(1, round(EDGE_REACH * masks.shape[-2])), masks if labels is None else one_hot(masks, labels)
-    m = means_around(means_around(m, reach).mT, reach).mT  # a square's mean is that of its rows' means
+    reach, m = (
+        max(1, round(EDGE_REACH * masks.shape[-2])),
+        masks if labels is None else one_hot(masks, labels),
+    )
+    m = means_around(
+        means_around(m, reach).mT, reach
+    ).mT  # a square's mean is that of its rows' means
     if labels is None:
         weights = 1 + EDGE_WEIGHT * 4 * m * (1 - m)
         return F.binary_cross_entropy_with_logits(logits, masks, weights / weights.mean())
     weights = (1 + EDGE_WEIGHT * 2 * (1 - m.square().sum(1))) * (masks != labels.ignore)
-    return (F.cross_entropy(logits, masks, ignore_index=labels.ignore, reduction="none") * weights).sum() / weights.sum().clamp(min=1)
+    return (
+        F.cross_entropy(logits, masks, ignore_index=labels.ignore, reduction="none") * weights
+    ).sum() / weights.sum().clamp(min=1)
 
 
 def means_around(values, reach):
     """float (..., n) -> the mean of each value and its neighbours up to `reach` away: differences of running sums, as fast for any reach."""
-    at, sums = torch.arange(values.shape[-1], device=values.device), F.pad(values.cumsum(-1), (1, 0))
+    at, sums = (
+        torch.arange(values.shape[-1], device=values.device),
+        F.pad(values.cumsum(-1), (1, 0)),
+    )
     low, high = (at - reach).clamp(min=0), (at + reach + 1).clamp(max=len(at))
     return (sums[..., high] - sums[..., low]) / (high - low)
 
 
 def make_optimizer(name, parameters, learning_rate, device, weight_decay=0.0):
-    """"adam" or "muon" -> the optimizer of these parameters; weight decay is decoupled (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
+    """ "adam" or "muon" -> the optimizer of these parameters; weight decay is decoupled (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
     if name == "muon":
         return Muon(parameters, learning_rate, weight_decay=weight_decay)
-    return torch.optim.Adam(parameters, learning_rate, weight_decay=weight_decay, decoupled_weight_decay=weight_decay > 0, fused=device.type in ("cpu", "cuda"))
+    return torch.optim.Adam(
+        parameters,
+        learning_rate,
+        weight_decay=weight_decay,
+        decoupled_weight_decay=weight_decay > 0,
+        fused=device.type in ("cpu", "cuda"),
+    )
 
 
 @torch.no_grad()
@@ -106,7 +144,9 @@ def shrunk(images, masks, share, multiple):
     size = [max(multiple, round(share * side / multiple) * multiple) for side in images.shape[2:]]
     if masks.is_floating_point():
         return (F.interpolate(each, size=size, mode="area") for each in (images, masks))
-    return F.interpolate(images, size=size, mode="area"), F.interpolate(masks[:, None].float(), size=size, mode="nearest")[:, 0].long()
+    return F.interpolate(images, size=size, mode="area"), F.interpolate(
+        masks[:, None].float(), size=size, mode="nearest"
+    )[:, 0].long()
 
 
 def learning_rate(schedule, highest, warmup, progress):
@@ -120,7 +160,11 @@ def learning_rate(schedule, highest, warmup, progress):
     if progress < warmup:
         return highest * (progress + 1e-3) / (warmup + 1e-3)
     left = (1 - progress) / (1 - warmup) if warmup < 1 else 0
-    return highest * ((1 - math.cos(math.pi * left)) / 2 if schedule == "cosine" else left ** {"linear": 1, "quadratic": 2}[schedule])
+    return highest * (
+        (1 - math.cos(math.pi * left)) / 2
+        if schedule == "cosine"
+        else left ** {"linear": 1, "quadratic": 2}[schedule]
+    )
 
 
 class Muon(torch.optim.Optimizer):
@@ -131,7 +175,16 @@ class Muon(torch.optim.Optimizer):
     single output) follows Adam (Kingma and Ba, 2015, arXiv:1412.6980) at ADAM_SHARE of lr."""
 
     def __init__(self, params, lr, momentum=0.9, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "betas": betas,
+                "eps": eps,
+                "weight_decay": weight_decay,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -165,7 +218,10 @@ class Muon(torch.optim.Optimizer):
         state["step"] += 1
         state["mean"].lerp_(p.grad, 1 - betas[0])
         state["square"].lerp_(p.grad.square(), 1 - betas[1])
-        mean, square = (state[name] / (1 - beta ** state["step"]) for name, beta in zip(("mean", "square"), betas))
+        mean, square = (
+            state[name] / (1 - beta ** state["step"])
+            for name, beta in zip(("mean", "square"), betas)
+        )
         p.sub_(mean / (square.sqrt() + eps), alpha=ADAM_SHARE * lr)
 
 

@@ -27,7 +27,13 @@ def folders(tmp_path):
 
 def data_set(folders, cached=True, **reading):
     reading = {"size": (32, 48)} | reading
-    return CarvanaDataset(*folders, train_transform(), seed=3, cache_dir=folders[0].parent / ".cache" if cached else None, **reading)
+    return CarvanaDataset(
+        *folders,
+        train_transform(),
+        seed=3,
+        cache_dir=folders[0].parent / ".cache" if cached else None,
+        **reading,
+    )
 
 
 def files(folders):
@@ -35,19 +41,32 @@ def files(folders):
 
 
 def same(one, other):
-    return len(one) == len(other) and all(torch.equal(a, b) for i in range(len(one)) for a, b in zip(one[1, i], other[1, i]))
+    return len(one) == len(other) and all(
+        torch.equal(a, b) for i in range(len(one)) for a, b in zip(one[1, i], other[1, i])
+    )
 
 
-@pytest.mark.parametrize("reading", [{}, {"channels": 1}, {"mask_resize": "nearest"}, {"size": (48, 72)}, {"size": (7, 201)}])
+@pytest.mark.parametrize(
+    "reading",
+    [{}, {"channels": 1}, {"mask_resize": "nearest"}, {"size": (48, 72)}, {"size": (7, 201)}],
+)
 def test_cached_and_uncached_are_the_same_bit_for_bit(folders, reading, capfd, monkeypatch):
-    monkeypatch.setattr(pictures, "tqdm", functools.partial(pictures.tqdm, disable=True))  # a slow machine shows it
+    monkeypatch.setattr(
+        pictures, "tqdm", functools.partial(pictures.tqdm, disable=True)
+    )  # a slow machine shows it
     plain = data_set(folders, cached=False, **reading)
     for _ in range(2):  # when it is made, and when it is found
         cached = data_set(folders, **reading)
         assert cached.cache is not None and plain.cache is None
         assert same(plain, cached) and same(plain, pickle.loads(pickle.dumps(cached)))
-    assert len(pickle.dumps(cached)) < len(pickle.dumps(plain)) + 3000  # no pictures go to a worker, only their file's name
-    loaders = [utils.make_loader(dataset, 3, workers, sampler=[(0, i) for i in range(8)]) for dataset in (plain, cached) for workers in (0, 2)]
+    assert (
+        len(pickle.dumps(cached)) < len(pickle.dumps(plain)) + 3000
+    )  # no pictures go to a worker, only their file's name
+    loaders = [
+        utils.make_loader(dataset, 3, workers, sampler=[(0, i) for i in range(8)])
+        for dataset in (plain, cached)
+        for workers in (0, 2)
+    ]
     for batches in zip(*loaders):
         assert all(torch.equal(a, b) for batch in batches[1:] for a, b in zip(batches[0], batch))
     assert capfd.readouterr().err == "" and len(files(folders)) == 1
@@ -56,7 +75,9 @@ def test_cached_and_uncached_are_the_same_bit_for_bit(folders, reading, capfd, m
 def test_it_is_read_without_the_photographs_being_opened(folders, monkeypatch):
     first = [data_set(folders)[0, i] for i in range(8)]
     monkeypatch.setattr(cache, "read_pair", None)
-    assert all(torch.equal(a, b) for i in range(8) for a, b in zip(first[i], data_set(folders)[0, i]))
+    assert all(
+        torch.equal(a, b) for i in range(8) for a, b in zip(first[i], data_set(folders)[0, i])
+    )
 
 
 def test_what_it_gives_can_be_written_to(folders):
@@ -129,18 +150,27 @@ def test_sizes_and_data_sets_are_kept_beside_each_other(folders):
 
 
 DAMAGE = {
-    "empty": lambda content: b"", "text": lambda content: b"not an array", "cut short": lambda content: content[:-1],
-    "header only": lambda content: content[:128], "longer": lambda content: content + b"x" * 99, "torn header": lambda content: content[:40],
+    "empty": lambda content: b"",
+    "text": lambda content: b"not an array",
+    "cut short": lambda content: content[:-1],
+    "header only": lambda content: content[:128],
+    "longer": lambda content: content + b"x" * 99,
+    "torn header": lambda content: content[:40],
     "another shape": lambda content: content.replace(b"(8,)", b"(7,)"),
     "a pickle": lambda content: content.replace(b"\x93NUMPY", b"\x80\x04PICK"),
-    "objects": lambda content: content[:10] + b"{'descr': '|O', 'fortran_order': False, 'shape': (8,), }".ljust(117) + b"\n" + content[128:],
+    "objects": lambda content: (
+        content[:10]
+        + b"{'descr': '|O', 'fortran_order': False, 'shape': (8,), }".ljust(117)
+        + b"\n"
+        + content[128:]
+    ),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_file_that_is_no_cache_is_made_anew(folders, damage, capsys):
     data_set(folders)
-    path, = files(folders)
+    (path,) = files(folders)
     good = path.read_bytes()
     path.write_bytes(DAMAGE[damage](good))
     assert path.read_bytes() != good
@@ -154,11 +184,14 @@ def test_a_file_that_is_no_cache_is_made_anew(folders, damage, capsys):
 def test_a_spoilt_record_is_read_from_its_photograph(folders, how, capsys):
     plain, size = data_set(folders, cached=False), 32 * 48 * 4 + 4
     data_set(folders)
-    path, = files(folders)
+    (path,) = files(folders)
     content = bytearray(path.read_bytes())
     start = len(content) - 5 * size  # of record 3
-    content[start:start + size] = {"one bit": bytes([content[start] ^ 1]) + content[start + 1:start + size], "zeros": bytes(size),
-                                   "another's": content[start + 7:start + 7 + size]}[how]
+    content[start : start + size] = {
+        "one bit": bytes([content[start] ^ 1]) + content[start + 1 : start + size],
+        "zeros": bytes(size),
+        "another's": content[start + 7 : start + 7 + size],
+    }[how]
     path.write_bytes(content)
     assert same(plain, data_set(folders))
     said = capsys.readouterr().err
@@ -170,12 +203,16 @@ def test_files_that_cannot_be_read_are_all_named(folders):
     names = sorted(path.name for path in folders[0].iterdir())
     for name in names[2:4]:
         (folders[0] / name).write_bytes((folders[0] / name).read_bytes()[:900])
-    with pytest.raises(UserError, match=rf"2 of 8 pairs[^\0]*{names[2]}: cannot be read[^\0]*{names[3]}: cannot be read"):
+    with pytest.raises(
+        UserError,
+        match=rf"2 of 8 pairs[^\0]*{names[2]}: cannot be read[^\0]*{names[3]}: cannot be read",
+    ):
         data_set(folders)
     assert files(folders) == []
 
 
 # ---------------------------------------------------------------- the disk
+
 
 @pytest.mark.parametrize("fails", ["space", "write", "rename", "read-only"])
 def test_without_room_it_goes_on_uncached(folders, fails, monkeypatch, capsys):
@@ -184,7 +221,9 @@ def test_without_room_it_goes_on_uncached(folders, fails, monkeypatch, capsys):
 
     with monkeypatch.context() as patch:
         if fails == "space":
-            patch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10))
+            patch.setattr(
+                shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10)
+            )
         elif fails == "read-only":
             (folders[0].parent / ".cache").write_text("a file where the folder should be")
         else:
@@ -207,7 +246,19 @@ def test_what_a_killed_run_left_is_cleared_away(folders):
 
 
 def test_train_makes_it_uses_it_and_does_without(data, run):
-    words = ["--image-height", 32, "--image-width", 48, "--features", 4, 8, "--batch-size", 4, "--num-epochs", 1]
+    words = [
+        "--image-height",
+        32,
+        "--image-width",
+        48,
+        "--features",
+        4,
+        8,
+        "--batch-size",
+        4,
+        "--num-epochs",
+        1,
+    ]
     weights = []
     for more in ([], [], ["--cache", "false"]):
         run("train.py", *words, *more)
@@ -220,7 +271,9 @@ def test_train_makes_it_uses_it_and_does_without(data, run):
 
 
 def test_validation_reads_as_training_does(folders):
-    cached = CarvanaDataset(*folders, val_transform(), size=(32, 48), cache_dir=folders[0].parent / ".cache")
+    cached = CarvanaDataset(
+        *folders, val_transform(), size=(32, 48), cache_dir=folders[0].parent / ".cache"
+    )
     image, mask = cached[5]
     assert image.dtype == torch.uint8 and image.shape == (3, 32, 48)
     assert np.array_equal(np.unique(mask * 255 % 1), [0.0]) and mask.max() == 1

@@ -18,10 +18,33 @@ from test_train import same
 from checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
-KILLS, TERMS, FULL = (int(os.environ.get(name, default)) for name, default in (("KILLS", 100), ("TERMS", 20), ("FULL", 20)))
+KILLS, TERMS, FULL = (
+    int(os.environ.get(name, default))
+    for name, default in (("KILLS", 100), ("TERMS", 20), ("FULL", 20))
+)
 LAST, BEST = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
-WORDS = ["--image-height", 48, "--image-width", 72, "--features", 16, 32, "--batch-size", 1, "--learning-rate", 0.001, "--precision", "fp32",
-         "--num-epochs", 3, "--checkpoint-minutes", 0.001, "--save-images-max", 1, "--num-workers"]
+WORDS = [
+    "--image-height",
+    48,
+    "--image-width",
+    72,
+    "--features",
+    16,
+    32,
+    "--batch-size",
+    1,
+    "--learning-rate",
+    0.001,
+    "--precision",
+    "fp32",
+    "--num-epochs",
+    3,
+    "--checkpoint-minutes",
+    0.001,
+    "--save-images-max",
+    1,
+    "--num-workers",
+]
 
 
 @pytest.fixture
@@ -34,7 +57,14 @@ def data(tmp_path):
 def start(data, workers=0, load=False, more=(), **how):
     """Training as a command, from where its first batch is about to be read -> (process, seconds since 1970)."""
     words = [*WORDS, workers, "--load-model", "true" if load else "false", *more]
-    process = subprocess.Popen([sys.executable, ROOT / "train.py", *map(str, words)], cwd=data, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *map(str, words)],
+        cwd=data,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **how,
+    )
     for line in process.stdout:
         if "training and" in line:
             break
@@ -44,7 +74,10 @@ def start(data, workers=0, load=False, more=(), **how):
 def learnt(folder):
     """What the weights of a finished run and everything else that is learnt are."""
     state = read_checkpoint(folder / LAST)
-    return {name: state[name] for name in LEARNT} | {"scores": [(row["dice"], row["full_dice"], row["val_loss"]) for row in state["history"]], "weights of the best": read_checkpoint(folder / BEST)["state_dict"]}
+    return {name: state[name] for name in LEARNT} | {
+        "scores": [(row["dice"], row["full_dice"], row["val_loss"]) for row in state["history"]],
+        "weights of the best": read_checkpoint(folder / BEST)["state_dict"],
+    }
 
 
 def progress(data):
@@ -89,11 +122,17 @@ def test_ended_at_random_moments(data, straight, number, count):
             anew(data)
         else:
             # before the first step there is nothing to save, and SIGTERM ends at once
-            assert process.returncode == (143 if number == signal.SIGTERM and "once more" in err else -number) and "Traceback" not in err, err
+            assert (
+                process.returncode
+                == (143 if number == signal.SIGTERM and "once more" in err else -number)
+                and "Traceback" not in err
+            ), err
             assert process.returncode < 0 or after is not None, err
             print(f"{number.name} {hit + 1}: {before} -> {after}")
             hit, before, unfinished = hit + 1, after, unfinished + len(list(data.glob("*.tmp")))
-    print(f"{hit} x {number.name}, {finished} runs finished with the bits of the run never ended, {unfinished} half-written files were left beside good ones")
+    print(
+        f"{hit} x {number.name}, {finished} runs finished with the bits of the run never ended, {unfinished} half-written files were left beside good ones"
+    )
     assert finished
 
 
@@ -111,15 +150,26 @@ def test_full_disk_at_random_moments(data, straight):
         content = (data / LAST).read_bytes() if before else None
         if before is None:
             continue
-        process, _ = start(data, load=True, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+        process, _ = start(
+            data,
+            load=True,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        )
         _, err = process.communicate(timeout=120)
         if process.returncode == 0:  # nothing was left to write that is so large
             assert same(expected, learnt(data))
             continue
         said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
-        assert process.returncode == 2 and "Traceback" not in err and len(said) == 1 and "ree some space" in said[0], err
+        assert (
+            process.returncode == 2
+            and "Traceback" not in err
+            and len(said) == 1
+            and "ree some space" in said[0]
+        ), err
         assert not list(data.glob("*.tmp")) and not list(data.glob("saved_images/.*"))
-        assert progress(data) >= before and (progress(data) != before or (data / LAST).read_bytes() == content)
+        assert progress(data) >= before and (
+            progress(data) != before or (data / LAST).read_bytes() == content
+        )
         process, _ = start(data, load=True)
         _, err = process.communicate(timeout=120)
         assert process.returncode == 0 and same(expected, learnt(data)), err
@@ -135,15 +185,24 @@ def test_a_small_disk(data, straight):
     on_disk = ["--checkpoint-file", f"disk/{LAST}", "--best-checkpoint-file", f"disk/{BEST}"]
     for _ in range(FULL // 2):
         room = int(size * rng.uniform(0.3, 3.3)) // 4096 * 4096
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", disk], stderr=subprocess.PIPE).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", disk], stderr=subprocess.PIPE
+        ).returncode:
             pytest.skip("only root may mount a file system")
         try:
             process, _ = start(data, more=on_disk)
             _, err = process.communicate(timeout=120)
             before = progress(disk)
-            assert process.returncode == 2 and "Traceback" not in err and "ree some space" in err or process.returncode == 0, err
+            assert (
+                process.returncode == 2
+                and "Traceback" not in err
+                and "ree some space" in err
+                or process.returncode == 0
+            ), err
             full += process.returncode == 2
-            print(f"{room / size:.1f} checkpoints' room: {before}; {err.splitlines()[-1] if process.returncode else ''}")
+            print(
+                f"{room / size:.1f} checkpoints' room: {before}; {err.splitlines()[-1] if process.returncode else ''}"
+            )
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
             process, _ = start(data, load=before is not None, more=on_disk)
             _, err = process.communicate(timeout=120)

@@ -11,17 +11,32 @@ import utils
 from dataset import CarvanaDataset
 from model import UNET
 from train import train_fn
-from utils import check_accuracy, get_loaders, load_checkpoint, save_checkpoint, save_predictions_as_imgs
+from utils import (
+    check_accuracy,
+    get_loaders,
+    load_checkpoint,
+    save_checkpoint,
+    save_predictions_as_imgs,
+)
 
 
 def reference(x, weights, levels, training=False):
     """The contract as plain function calls on a state_dict: what a lineage network computes."""
+
     def double_conv(x, name):
         for conv, norm in ((0, 1), (3, 4)):
             x = F.conv2d(x, weights[f"{name}.conv.{conv}.weight"], padding=1)
             p = f"{name}.conv.{norm}"
-            x = F.relu(F.batch_norm(x, weights[f"{p}.running_mean"].clone(), weights[f"{p}.running_var"].clone(),
-                                    weights[f"{p}.weight"], weights[f"{p}.bias"], training=training))
+            x = F.relu(
+                F.batch_norm(
+                    x,
+                    weights[f"{p}.running_mean"].clone(),
+                    weights[f"{p}.running_var"].clone(),
+                    weights[f"{p}.weight"],
+                    weights[f"{p}.bias"],
+                    training=training,
+                )
+            )
         return x
 
     skips = []
@@ -31,7 +46,9 @@ def reference(x, weights, levels, training=False):
         x = F.max_pool2d(x, 2, 2)
     x = double_conv(x, "bottleneck")
     for level in range(levels):
-        x = F.conv_transpose2d(x, weights[f"ups.{2 * level}.weight"], weights[f"ups.{2 * level}.bias"], stride=2)
+        x = F.conv_transpose2d(
+            x, weights[f"ups.{2 * level}.weight"], weights[f"ups.{2 * level}.bias"], stride=2
+        )
         x = double_conv(torch.cat((skips[-1 - level], x), dim=1), f"ups.{2 * level + 1}")
     return F.conv2d(x, weights["final_conv.weight"], weights["final_conv.bias"])
 
@@ -52,7 +69,12 @@ def test_logits_equal_the_reference(features, training):
     torch.manual_seed(0)
     model = randomised(UNET(3, 2, features)).train(training)
     x = torch.randn(2, 3, 32, 48)
-    expected = reference(x, {name: tensor.clone() for name, tensor in model.state_dict().items()}, len(features), training)
+    expected = reference(
+        x,
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        len(features),
+        training,
+    )
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -60,8 +82,15 @@ def test_default_network_is_the_lineages():
     model = UNET()
     assert sum(p.numel() for p in model.parameters()) == 31_037_633
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert shapes["downs.0.conv.0.weight"] == (64, 3, 3, 3) and shapes["bottleneck.conv.3.weight"] == (1024, 1024, 3, 3)
-    assert shapes["ups.0.weight"] == (1024, 512, 2, 2) and shapes["ups.1.conv.0.weight"] == (512, 1024, 3, 3)
+    assert shapes["downs.0.conv.0.weight"] == (64, 3, 3, 3) and shapes[
+        "bottleneck.conv.3.weight"
+    ] == (1024, 1024, 3, 3)
+    assert shapes["ups.0.weight"] == (1024, 512, 2, 2) and shapes["ups.1.conv.0.weight"] == (
+        512,
+        1024,
+        3,
+        3,
+    )
     assert shapes["ups.7.conv.4.bias"] == (64,) and shapes["final_conv.weight"] == (1, 64, 1, 1)
     assert not any(name.endswith("conv.0.bias") or name.endswith("conv.3.bias") for name in shapes)
 
@@ -77,11 +106,13 @@ def test_blocks_of_pixels_become_channels_and_come_back():
     """By its definition: entry (u * i + j) of the channels is the picture from row i and column j in steps of u."""
     model = randomised(UNET(3, 2, [4, 8], unshuffle=2)).eval()
     x = torch.randn(2, 3, 24, 40)
-    folded = torch.stack([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 2).flatten(1, 2)  # (B, 12, 12, 20)
+    folded = torch.stack([x[:, :, i::2, j::2] for i in (0, 1) for j in (0, 1)], 2).flatten(
+        1, 2
+    )  # (B, 12, 12, 20)
     small = reference(folded, model.state_dict(), 2).unflatten(1, (2, 4))
     expected = torch.zeros(2, 2, 24, 40)
     for k in range(4):
-        expected[:, :, k // 2::2, k % 2::2] = small[:, :, k]
+        expected[:, :, k // 2 :: 2, k % 2 :: 2] = small[:, :, k]
     torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-4)
     assert model(torch.randn(1, 3, 13, 7)).shape == (1, 2, 13, 7)
 
@@ -94,7 +125,9 @@ def test_padding_changes_nothing_of_a_size_that_fits():
 
 def test_wrong_inputs_are_clear_errors():
     model = UNET(3, 1, [2, 4])
-    with pytest.raises(ValueError, match=r"expected images of shape \(B, 3, H, W\), got \(1, 1, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"expected images of shape \(B, 3, H, W\), got \(1, 1, 8, 8\)"
+    ):
         model(torch.zeros(1, 1, 8, 8))
     with pytest.raises(ValueError, match="BatchNorm"):
         model.train()(torch.zeros(1, 3, 3, 4))
@@ -105,20 +138,44 @@ def test_a_lineage_script_runs_unchanged(data, monkeypatch, capsys):
     monkeypatch.chdir(data)
     (data / "saved_images").mkdir()
     device = "cpu"
-    train_transform = A.Compose([
-        A.Resize(height=32, width=48), A.Rotate(limit=35, p=1.0), A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.1),
-        A.Normalize(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], max_pixel_value=255.0), ToTensorV2(),
-    ])
-    val_transforms = A.Compose([
-        A.Resize(height=32, width=48), A.Normalize(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], max_pixel_value=255.0), ToTensorV2(),
-    ])
+    train_transform = A.Compose(
+        [
+            A.Resize(height=32, width=48),
+            A.Rotate(limit=35, p=1.0),
+            A.HorizontalFlip(p=0.5),
+            A.VerticalFlip(p=0.1),
+            A.Normalize(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], max_pixel_value=255.0),
+            ToTensorV2(),
+        ]
+    )
+    val_transforms = A.Compose(
+        [
+            A.Resize(height=32, width=48),
+            A.Normalize(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0], max_pixel_value=255.0),
+            ToTensorV2(),
+        ]
+    )
     model = UNET(in_channels=3, out_channels=1, features=[4, 8]).to(device)
     loss_fn = torch.nn.BCEWithLogitsLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    train_loader, val_loader = get_loaders("data/train_images/", "data/train_masks/", "data/val_images/", "data/val_masks/",
-                                           4, train_transform, val_transforms, 0, False)
+    train_loader, val_loader = get_loaders(
+        "data/train_images/",
+        "data/train_masks/",
+        "data/val_images/",
+        "data/val_masks/",
+        4,
+        train_transform,
+        val_transforms,
+        0,
+        False,
+    )
     image, mask = train_loader.dataset[0]
-    assert image.shape == (3, 32, 48) and image.dtype == torch.float32 and 0 <= image.min() and image.max() <= 1
+    assert (
+        image.shape == (3, 32, 48)
+        and image.dtype == torch.float32
+        and 0 <= image.min()
+        and image.max() <= 1
+    )
     assert mask.shape == (32, 48) and set(mask.unique().tolist()) == {0, 1}
     scaler = torch.amp.GradScaler(device, enabled=False)
     losses = [train_fn(train_loader, model, optimizer, loss_fn, scaler) for _ in range(6)]
@@ -133,7 +190,12 @@ def test_a_lineage_script_runs_unchanged(data, monkeypatch, capsys):
     load_checkpoint(torch.load("my_checkpoint.pth.tar"), fresh)
     assert check_accuracy(val_loader, fresh, device)["dice"] == scores["dice"]
     save_predictions_as_imgs(val_loader, model, folder="saved_images/", device=device)
-    assert sorted(p.name for p in (data / "saved_images").iterdir()) == ["0.png", "1.png", "pred_0.png", "pred_1.png"]
+    assert sorted(p.name for p in (data / "saved_images").iterdir()) == [
+        "0.png",
+        "1.png",
+        "pred_0.png",
+        "pred_1.png",
+    ]
 
 
 def test_dataset_positional_and_bare(data):
@@ -152,14 +214,23 @@ def test_a_loader_of_ones_own_augments_anew_each_epoch(data, workers):
     assert not any(map(torch.equal, first, second))
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."]
+)
 def test_load_model_reads_the_network_off_the_tensors(tmp_path, prefix):
     model = randomised(UNET(1, 2, [4, 6, 8])).eval()
-    torch.save({"state_dict": {prefix + name: tensor for name, tensor in model.state_dict().items()}}, tmp_path / "a.pth.tar")
+    torch.save(
+        {"state_dict": {prefix + name: tensor for name, tensor in model.state_dict().items()}},
+        tmp_path / "a.pth.tar",
+    )
     for name in ("bare.pth.tar", "tutorial.pth"):
         torch.save(model.state_dict(), tmp_path / name)
     x = torch.randn(1, 1, 16, 24)
     for name in ("a.pth.tar", "bare.pth.tar", "tutorial.pth"):
         loaded = utils.load_model(tmp_path / name, "cpu")
         torch.testing.assert_close(loaded(x), model(x))
-        assert loaded.config["FEATURES"] == [4, 6, 8] and loaded.unshuffle == 1 and device.config_of(loaded)["THRESHOLD"] == 0.5
+        assert (
+            loaded.config["FEATURES"] == [4, 6, 8]
+            and loaded.unshuffle == 1
+            and device.config_of(loaded)["THRESHOLD"] == 0.5
+        )

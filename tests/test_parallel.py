@@ -20,15 +20,51 @@ from test_inference import OURS, write_model
 import utils
 from dataset import EpochSampler
 
-WORDS = ["--image-height", "32", "--image-width", "48", "--features", "4", "8", "--learning-rate", "0.01", "--batch-size", "4", "--num-workers", "0",
-         "--precision", "fp32", "--rotate", "10", "--gallery-max", "0"]
+WORDS = [
+    "--image-height",
+    "32",
+    "--image-width",
+    "48",
+    "--features",
+    "4",
+    "8",
+    "--learning-rate",
+    "0.01",
+    "--batch-size",
+    "4",
+    "--num-workers",
+    "0",
+    "--precision",
+    "fp32",
+    "--rotate",
+    "10",
+    "--gallery-max",
+    "0",
+]
 
 
 def launch(processes, script, *words, cwd, status=0, launcher=(), **how):
     """A script under torchrun -> the finished launcher."""
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *launcher, ROOT / script, *map(str, words)],
-                          cwd=cwd, capture_output=True, text=True, timeout=300, **how)
-    assert (done.returncode == 0) == (status == 0), f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            str(processes),
+            *launcher,
+            ROOT / script,
+            *map(str, words),
+        ],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **how,
+    )
+    assert (done.returncode == 0) == (status == 0), (
+        f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    )
     return done
 
 
@@ -39,10 +75,12 @@ def test_every_batch_is_dealt_out():
             samplers = [EpochSampler(length, 3, 4, rank, ranks) for rank in range(ranks)]
             parts = [list(sampler) for sampler in samplers]
             own = 4 // ranks
-            batches = [[part[at:at + own] for at in range(0, len(part), own)] for part in parts]
+            batches = [[part[at : at + own] for at in range(0, len(part), own)] for part in parts]
             assert len({len(part) for part in batches}) == 1
             dealt = [key for part in parts for key in part]
-            assert {index for _, index in dealt} == set(range(length)) and len(dealt) - length == max(0, ranks - (length % 4 or 4))
+            assert {index for _, index in dealt} == set(range(length)) and len(
+                dealt
+            ) - length == max(0, ranks - (length % 4 or 4))
             assert all(len(part) <= len(samplers[0]) for part in parts)
 
 
@@ -79,7 +117,13 @@ def test_steps_are_those_of_one_process(tmp_path):
     write_pairs(tmp_path / "data/val_images", tmp_path / "data/val_masks", cars=1, first=100)
     (tmp_path / "steps.py").write_text(STEPS)
     for processes in (1, 2):
-        launch(processes, tmp_path / "steps.py", f"{processes}.pt", cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        launch(
+            processes,
+            tmp_path / "steps.py",
+            f"{processes}.pt",
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
     one, two = (torch.load(tmp_path / f"{processes}.pt", weights_only=True) for processes in (1, 2))
     assert len(one["weights"]) > 10 and two["loss"] == pytest.approx(one["loss"], abs=1e-6)
     for name, weight in one["weights"].items():
@@ -88,10 +132,21 @@ def test_steps_are_those_of_one_process(tmp_path):
 
 def test_scores_are_exactly_those_of_one_process(data):
     write_model(data / "best_checkpoint.pth.tar")
-    write_pairs(data / "data/val_images", data / "data/val_masks", cars=1, angles=1, first=200)  # seven: no multiple of two
+    write_pairs(
+        data / "data/val_images", data / "data/val_masks", cars=1, angles=1, first=200
+    )  # seven: no multiple of two
     found = []
     for processes in (1, 2):
-        launch(processes, "evaluate.py", *OURS, "--json", f"{processes}.json", "--batch-size", 2, cwd=data)
+        launch(
+            processes,
+            "evaluate.py",
+            *OURS,
+            "--json",
+            f"{processes}.json",
+            "--batch-size",
+            2,
+            cwd=data,
+        )
         found.append(json.loads((data / f"{processes}.json").read_text()))
     assert found[0] == found[1] and len(found[0]["images"]) == 7
 
@@ -103,21 +158,54 @@ def history(folder):
 @pytest.mark.slow
 def test_resuming_with_another_number_of_processes(data):
     for epochs, processes in ((1, 1), (2, 2), (3, 1)):
-        done = launch(processes, "train.py", *WORDS, "--num-epochs", epochs, "--load-model", str(epochs > 1).lower(), cwd=data)
-        assert done.stdout.count(f"epoch {epochs}/{epochs}") == 1 and done.stdout.count("Dice score") == (2 if epochs > 1 else 1)
-    launch(1, "train.py", *WORDS, "--num-epochs", 3, "--checkpoint-file", "alone.pth.tar", "--best-checkpoint-file", "alone_best.pth.tar", cwd=data)
+        done = launch(
+            processes,
+            "train.py",
+            *WORDS,
+            "--num-epochs",
+            epochs,
+            "--load-model",
+            str(epochs > 1).lower(),
+            cwd=data,
+        )
+        assert done.stdout.count(f"epoch {epochs}/{epochs}") == 1 and done.stdout.count(
+            "Dice score"
+        ) == (2 if epochs > 1 else 1)
+    launch(
+        1,
+        "train.py",
+        *WORDS,
+        "--num-epochs",
+        3,
+        "--checkpoint-file",
+        "alone.pth.tar",
+        "--best-checkpoint-file",
+        "alone_best.pth.tar",
+        cwd=data,
+    )
     alone = utils.read_checkpoint(data / "alone.pth.tar")["history"]
     assert [row["epoch"] for row in history(data)] == [1, 2, 3]
-    assert [row["train_loss"] for row in history(data)] == pytest.approx([row["train_loss"] for row in alone], rel=0.05)
+    assert [row["train_loss"] for row in history(data)] == pytest.approx(
+        [row["train_loss"] for row in alone], rel=0.05
+    )
 
 
 def children(process):
-    return [int(pid) for pid in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()]
+    return [
+        int(pid)
+        for pid in subprocess.run(
+            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+        ).stdout.split()
+    ]
 
 
 def kill_one(process):
     """SIGKILL the second of a launcher's training processes once it has trained for a while."""
-    second = next(pid for pid in children(process) if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
+    second = next(
+        pid
+        for pid in children(process)
+        if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
+    )
     os.kill(second, signal.SIGKILL)
 
 
@@ -125,9 +213,30 @@ def kill_one(process):
 @pytest.mark.parametrize("restarts", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed(data, restarts):
     """The others end; the checkpoint is good; with restarts the launcher goes on from it."""
-    words = [*WORDS, "--num-epochs", "300" if restarts == 0 else "12", "--checkpoint-minutes", "0.02"]
-    with subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", str(restarts), ROOT / "train.py", *words],
-                          cwd=data, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    words = [
+        *WORDS,
+        "--num-epochs",
+        "300" if restarts == 0 else "12",
+        "--checkpoint-minutes",
+        "0.02",
+    ]
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--max-restarts",
+            str(restarts),
+            ROOT / "train.py",
+            *words,
+        ],
+        cwd=data,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         for line in process.stdout:
             if line.startswith("epoch 3/"):
                 break
@@ -159,7 +268,13 @@ with parallel.together(torch.device("cpu")):
 def test_after_a_restart_the_processes_find_each_other(tmp_path):
     """And not those before it, whose addresses the launcher still has."""
     (tmp_path / "restarts.py").write_text(RESTARTS)
-    done = launch(2, tmp_path / "restarts.py", cwd=tmp_path, launcher=["--max-restarts", "3"], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    done = launch(
+        2,
+        tmp_path / "restarts.py",
+        cwd=tmp_path,
+        launcher=["--max-restarts", "3"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert done.stdout == "together: 2.0\n"
 
 
@@ -168,8 +283,15 @@ def test_each_photograph_once(tmp_path):
     write_pairs(tmp_path / "photos", tmp_path / "masks", cars=5, angles=2)
     write_model(tmp_path / "best_checkpoint.pth.tar")
     words = [*OURS, "--img", "photos", "--no-overlay"]
-    subprocess.run([sys.executable, ROOT / "inference.py", *words, "--rle", "one.csv", "--out", "one"], cwd=tmp_path, check=True, capture_output=True)
-    done = launch(3, "inference.py", *words, "--rle", "three.csv", "--out", "three", "--gallery", cwd=tmp_path)
+    subprocess.run(
+        [sys.executable, ROOT / "inference.py", *words, "--rle", "one.csv", "--out", "one"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    done = launch(
+        3, "inference.py", *words, "--rle", "three.csv", "--out", "three", "--gallery", cwd=tmp_path
+    )
     assert "10 photographs in" in done.stdout and "three.csv holds 10 rows" in done.stdout
 
     def rows(name):
@@ -177,15 +299,27 @@ def test_each_photograph_once(tmp_path):
             return list(csv.reader(file))
 
     whole = rows("three.csv")
-    assert whole[0] == ["img", "rle_mask"] and len(whole) == 11 and sorted(whole) == sorted(rows("one.csv"))
-    assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == {path.name: path.read_bytes() for path in (tmp_path / "three").glob("*.png")}
-    assert (tmp_path / "three/index.html").read_text().count("<li ") == 10 and not list(tmp_path.glob(".three.csv.[0-9]*"))
+    assert (
+        whole[0] == ["img", "rle_mask"]
+        and len(whole) == 11
+        and sorted(whole) == sorted(rows("one.csv"))
+    )
+    assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "three").glob("*.png")
+    }
+    assert (tmp_path / "three/index.html").read_text().count("<li ") == 10 and not list(
+        tmp_path.glob(".three.csv.[0-9]*")
+    )
 
     lines = (tmp_path / "three.csv").read_bytes().splitlines(keepends=True)
     (tmp_path / "three.csv").write_bytes(b"".join(lines[:4]) + lines[4][:9])
     (tmp_path / ".three.csv.1").write_bytes(b"".join(lines[5:8]) + lines[8][:9])
     done = launch(1, "inference.py", *words, "--rle", "three.csv", "--out", "three", cwd=tmp_path)
-    assert "going on after 6 rows" in done.stdout and "4 photographs in" in done.stdout and sorted(rows("three.csv")) == sorted(whole)
+    assert (
+        "going on after 6 rows" in done.stdout
+        and "4 photographs in" in done.stdout
+        and sorted(rows("three.csv")) == sorted(whole)
+    )
 
 
 @pytest.mark.slow
@@ -199,13 +333,35 @@ def test_ten_thousand_photographs(tmp_path):
     write_model(tmp_path / "best_checkpoint.pth.tar")
     words = [*OURS, "--img", "many", "--no-overlay", "--rle", "many.csv"]
     memory = {}  # of each process, in KB, by the number of masks written
-    with open(tmp_path / "said", "w") as said, subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", ROOT / "inference.py", *words],
-                                                                cwd=tmp_path, stdout=said, stderr=subprocess.STDOUT) as process:
+    with (
+        open(tmp_path / "said", "w") as said,
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node",
+                "2",
+                ROOT / "inference.py",
+                *words,
+            ],
+            cwd=tmp_path,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):
         while process.poll() is None:
             time.sleep(1)
-            written = len(list((tmp_path / "outputs").glob("*_mask.png"))) if (tmp_path / "outputs").exists() else 0
+            written = (
+                len(list((tmp_path / "outputs").glob("*_mask.png")))
+                if (tmp_path / "outputs").exists()
+                else 0
+            )
             with contextlib.suppress(OSError, AttributeError):  # of processes that end meanwhile
-                memory[written] = [int(re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) for pid in children(process)]
+                memory[written] = [
+                    int(re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+                    for pid in children(process)
+                ]
     assert process.returncode == 0, (tmp_path / "said").read_text()
     with open(tmp_path / "many.csv", newline="") as file:
         masks = dict(list(csv.reader(file))[1:])
@@ -214,10 +370,18 @@ def test_ten_thousand_photographs(tmp_path):
     assert len(list((tmp_path / "outputs").iterdir())) == 10_000
     assert len({(name.split("_", 1)[1], mask) for name, mask in masks.items()}) == 20
     samples = {written: sum(sizes) / 1e3 for written, sizes in memory.items() if len(sizes) == 2}
-    early, late = (max(size for written, size in samples.items() if low < written <= high) for low, high in ((500, 2000), (8000, 10_000)))
-    print(f"10,000 photographs: {early:.0f} MB in two processes within the first 2,000, {late:.0f} MB within the last")
+    early, late = (
+        max(size for written, size in samples.items() if low < written <= high)
+        for low, high in ((500, 2000), (8000, 10_000))
+    )
+    print(
+        f"10,000 photographs: {early:.0f} MB in two processes within the first 2,000, {late:.0f} MB within the last"
+    )
     assert late < 1.05 * early
 
 
 def test_batches_that_cannot_be_dealt(data):
-    assert "BATCH_SIZE 5 is that of all 2 processes together; set it to a multiple of 2" in launch(2, "train.py", *WORDS, "--batch-size", 5, cwd=data, status=2).stderr
+    assert (
+        "BATCH_SIZE 5 is that of all 2 processes together; set it to a multiple of 2"
+        in launch(2, "train.py", *WORDS, "--batch-size", 5, cwd=data, status=2).stderr
+    )

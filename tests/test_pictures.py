@@ -23,6 +23,7 @@ def ramp(height=40, width=60):
 
 # ---------------------------------------------------------------- images
 
+
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG", ".png", ".bmp", ".webp", ".tif", ".TIFF"])
 def test_colour_in_every_format(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
@@ -36,7 +37,9 @@ def test_grey_palette_alpha_and_16_bit(tmp_path):
     grey = ramp()[..., 0]
     stored = {
         "grey.png": Image.fromarray(grey),
-        "palette.png": Image.fromarray(np.repeat(grey[..., None], 3, 2)).quantize(256, dither=Image.Dither.NONE),
+        "palette.png": Image.fromarray(np.repeat(grey[..., None], 3, 2)).quantize(
+            256, dither=Image.Dither.NONE
+        ),
         "alpha.png": Image.fromarray(np.dstack([grey, grey, grey, np.full_like(grey, 7)])),
         "grey alpha.png": Image.fromarray(np.dstack([grey, np.full_like(grey, 7)])),
         "sixteen.png": Image.fromarray(grey.astype(np.uint16) * 257),
@@ -52,6 +55,7 @@ def test_grey_palette_alpha_and_16_bit(tmp_path):
 
 def test_16_bit_colour_is_scaled_not_clipped(tmp_path):
     import cv2
+
     cv2.imwrite(str(tmp_path / "a.png"), ramp()[..., ::-1].astype(np.uint16) * 257)
     assert np.array_equal(read_image(tmp_path / "a.png"), ramp())
 
@@ -76,7 +80,9 @@ def test_exif_orientation(tmp_path, orientation, size, suffix):
     assert pictures.picture_size(tmp_path / f"turned.{suffix}") == (320, 480)
     write_mask(tmp_path / "mask.gif", np.eye(320, 480) > 0)
     assert pictures.check_pair(tmp_path / f"turned.{suffix}", tmp_path / "mask.gif") == ([], [])
-    read, expected = (read_image(tmp_path / f"{name}.{suffix}", size) for name in ("turned", "upright"))
+    read, expected = (
+        read_image(tmp_path / f"{name}.{suffix}", size) for name in ("turned", "upright")
+    )
     assert read.shape == (*(size or (320, 480)), 3)
     assert np.abs(read.astype(int) - expected).max() <= 6
 
@@ -99,19 +105,31 @@ def test_any_size_to_any_size(tmp_path_factory, height, width, new_height, new_w
     write_mask(path.with_suffix(".gif"), np.ones((height, width), bool))
     for suffix in (".png", ".jpg"):
         Image.fromarray(ramp(height, width)).save(path.with_suffix(suffix))
-        assert read_image(path.with_suffix(suffix), (new_height, new_width)).shape == (new_height, new_width, 3)
+        assert read_image(path.with_suffix(suffix), (new_height, new_width)).shape == (
+            new_height,
+            new_width,
+            3,
+        )
     assert (read_mask(path.with_suffix(".gif"), (new_height, new_width)) == 255).all()
 
 
 # ---------------------------------------------------------------- masks
 
+
 def mask_files(folder, mask):
     """The same mask in every way that is in use -> paths."""
     half, full = mask.astype(np.uint8), mask.astype(np.uint8) * 255
     write_mask(folder / "palette.gif", mask)
-    for name, array in {"0 255.png": full, "0 1.png": half, "colour.png": np.dstack([full] * 3), "ones.gif": half,
-                        "alpha.png": np.dstack([full] * 3 + [np.full_like(full, 255)]), "sixteen.png": mask * np.uint16(65535),
-                        "sixteen ones.png": mask * np.uint16(1), "faint.png": mask * np.uint8(100) + 100}.items():
+    for name, array in {
+        "0 255.png": full,
+        "0 1.png": half,
+        "colour.png": np.dstack([full] * 3),
+        "ones.gif": half,
+        "alpha.png": np.dstack([full] * 3 + [np.full_like(full, 255)]),
+        "sixteen.png": mask * np.uint16(65535),
+        "sixteen ones.png": mask * np.uint16(1),
+        "faint.png": mask * np.uint8(100) + 100,
+    }.items():
         Image.fromarray(array).save(folder / name)
     Image.fromarray(full).convert("1").save(folder / "bits.png")
     dark = Image.fromarray(mask.astype(np.uint8), "L").convert("P")
@@ -137,7 +155,9 @@ def test_empty_and_full_masks(tmp_path):
 def test_area_keeps_the_outline_where_nearest_moves_it(tmp_path):
     mask = scene(5, 1280, 1918)[1]
     write_mask(tmp_path / "a.gif", mask)
-    area, nearest = (read_mask(tmp_path / "a.gif", (160, 240), how) / 255 for how in ("area", "nearest"))
+    area, nearest = (
+        read_mask(tmp_path / "a.gif", (160, 240), how) / 255 for how in ("area", "nearest")
+    )
     assert area.mean() == pytest.approx(mask.mean(), abs=1e-4)
     assert set(np.unique(nearest)) == {0, 1} and len(np.unique(area)) > 50
     centre = [np.average(np.arange(240), weights=one.sum(0)) for one in (area, nearest)]
@@ -151,14 +171,21 @@ def test_image_and_mask_stay_on_top_of_each_other(tmp_path, size):
     mask = scene(5, 1280, 1918)[1]
     write_mask(tmp_path / "a.gif", mask)
     Image.fromarray(mask * np.uint8(255)).convert("RGB").save(tmp_path / "a.jpg", quality=95)
-    image, mask = read_image(tmp_path / "a.jpg", size)[..., 0] / 255, read_mask(tmp_path / "a.gif", size) / 255
+    image, mask = (
+        read_image(tmp_path / "a.jpg", size)[..., 0] / 255,
+        read_mask(tmp_path / "a.gif", size) / 255,
+    )
     for axis in (0, 1):
-        centres = [np.average(np.arange(size[1 - axis]), weights=np.maximum(one, 0.1).sum(axis)) for one in (image, mask)]
+        centres = [
+            np.average(np.arange(size[1 - axis]), weights=np.maximum(one, 0.1).sum(axis))
+            for one in (image, mask)
+        ]
         assert abs(centres[0] - centres[1]) < 0.02
     assert np.abs(image - mask).mean() < 0.005
 
 
 # ---------------------------------------------------------------- pairing and splitting
+
 
 def test_pairs_by_every_convention(tmp_path):
     images, masks = tmp_path / "images", tmp_path / "masks"
@@ -169,28 +196,60 @@ def test_pairs_by_every_convention(tmp_path):
     for name in ("a_mask.gif", "b_mask.png", "c.png", "d.GIF", "._a_mask.gif", "e_mask.gif"):
         Image.fromarray(ramp()[..., 0]).save(masks / name)
     found = [(image.name, mask.name) for image, mask in find_pairs(images, masks)]
-    assert found == [("a.jpg", "a_mask.gif"), ("b.JPG", "b_mask.png"), ("c.png", "c.png"), ("d.tiff", "d.GIF"), ("e_mask.png", "e_mask.gif")]
+    assert found == [
+        ("a.jpg", "a_mask.gif"),
+        ("b.JPG", "b_mask.png"),
+        ("c.png", "c.png"),
+        ("d.tiff", "d.GIF"),
+        ("e_mask.png", "e_mask.gif"),
+    ]
 
 
 def test_everything_wrong_is_named_at_once(tmp_path):
     images, masks = tmp_path / "images", tmp_path / "masks"
     images.mkdir(), masks.mkdir()
-    for name in ("alone.jpg", "twice.jpg", "twice.png", "small.jpg", "good.jpg", "both.jpg", "text.jpg"):
+    for name in (
+        "alone.jpg",
+        "twice.jpg",
+        "twice.png",
+        "small.jpg",
+        "good.jpg",
+        "both.jpg",
+        "text.jpg",
+    ):
         Image.fromarray(ramp()).save(images / name)
     (images / "text.jpg").write_text("no picture")
     (images / "notes.txt").write_text("x")
-    for name in ("widow.gif", "twice.gif", "small.gif", "good.gif", "both.gif", "both_mask.png", "text.gif"):
+    for name in (
+        "widow.gif",
+        "twice.gif",
+        "small.gif",
+        "good.gif",
+        "both.gif",
+        "both_mask.png",
+        "text.gif",
+    ):
         write_mask(masks / name, np.ones((20, 60) if name == "small.gif" else (40, 60), bool))
     with pytest.raises(UserError) as error:
         find_pairs(images, masks)
     message = str(error.value)
-    for words in ("alone.jpg: image without", "widow.gif: mask without", "twice: more than one image", "both: more than one mask",
-                  "small.jpg: 60x40 pixels, its mask small.gif 60x20", "text.jpg: cannot be read", "notes.txt: not an image", "7 problems"):
+    for words in (
+        "alone.jpg: image without",
+        "widow.gif: mask without",
+        "twice: more than one image",
+        "both: more than one mask",
+        "small.jpg: 60x40 pixels, its mask small.gif 60x20",
+        "text.jpg: cannot be read",
+        "notes.txt: not an image",
+        "7 problems",
+    ):
         assert words in message, words
     assert "good" not in message
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\xff\xd8\xff\xe0" + b"\0" * 50, "truncated"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a picture", b"\xff\xd8\xff\xe0" + b"\0" * 50, "truncated"]
+)
 def test_unreadable_files_are_named(tmp_path, content):
     path = tmp_path / "bad.jpg"
     Image.fromarray(ramp(200, 300)).save(path)
@@ -199,7 +258,11 @@ def test_unreadable_files_are_named(tmp_path, content):
         read_image(path, (20, 30))
 
 
-@given(st.sets(st.text("0123456789abcdef", min_size=4, max_size=4), min_size=2, max_size=40), st.integers(0, 99), st.randoms())
+@given(
+    st.sets(st.text("0123456789abcdef", min_size=4, max_size=4), min_size=2, max_size=40),
+    st.integers(0, 99),
+    st.randoms(),
+)
 def test_split_is_a_partition_that_ignores_order(groups, seed, random):
     shuffled = list(groups) * 2
     random.shuffle(shuffled)
@@ -210,18 +273,33 @@ def test_split_is_a_partition_that_ignores_order(groups, seed, random):
 
 
 def test_all_angles_of_a_car_are_one_group():
-    assert pictures.group_of("0cdf5b5d0ce1_01.jpg") == pictures.group_of("0cdf5b5d0ce1_16.jpg") == "0cdf5b5d0ce1"
-    assert [pictures.group_of(name, "(.*)_[0-9]+|(.*)-[0-9]+") for name in ("a_1.jpg", "b-1.jpg", "c.jpg")] == ["a", "b", "c"]
-    assert pictures.group_of("0cdf5b5d0ce1_17.jpg") == "0cdf5b5d0ce1_17" and pictures.group_of("cat_01.jpg") == "cat_01"
+    assert (
+        pictures.group_of("0cdf5b5d0ce1_01.jpg")
+        == pictures.group_of("0cdf5b5d0ce1_16.jpg")
+        == "0cdf5b5d0ce1"
+    )
+    assert [
+        pictures.group_of(name, "(.*)_[0-9]+|(.*)-[0-9]+")
+        for name in ("a_1.jpg", "b-1.jpg", "c.jpg")
+    ] == ["a", "b", "c"]
+    assert (
+        pictures.group_of("0cdf5b5d0ce1_17.jpg") == "0cdf5b5d0ce1_17"
+        and pictures.group_of("cat_01.jpg") == "cat_01"
+    )
 
 
 def test_pair_names_needs_no_files():
-    assert pair_names(["b.jpg", "a.jpg"], ["a.gif", "b_mask.gif"]) == ([("a.jpg", "a.gif"), ("b.jpg", "b_mask.gif")], [])
+    assert pair_names(["b.jpg", "a.jpg"], ["a.gif", "b_mask.gif"]) == (
+        [("a.jpg", "a.gif"), ("b.jpg", "b_mask.gif")],
+        [],
+    )
 
 
 def frames_of(path):
     with Image.open(path) as image:
-        return image.info["comment"].split(), [np.asarray([image.seek(i), image.convert("RGB")][1]) for i in range(image.n_frames)]
+        return image.info["comment"].split(), [
+            np.asarray([image.seek(i), image.convert("RGB")][1]) for i in range(image.n_frames)
+        ]
 
 
 def test_a_frame_an_epoch(data, tmp_path):
@@ -237,7 +315,11 @@ def test_a_frame_an_epoch(data, tmp_path):
     for number in (1, 2, 3):
         epoch(number, height=40)
     numbers, frames = frames_of(path)
-    assert numbers == [b"1", b"2", b"3"] and len(frames) == 3 and not np.array_equal(frames[0], frames[1])
+    assert (
+        numbers == [b"1", b"2", b"3"]
+        and len(frames) == 3
+        and not np.array_equal(frames[0], frames[1])
+    )
     epoch(3, height=40)  # resumed within epoch 3
     again = frames_of(path)
     assert again[0] == numbers and all(map(np.array_equal, again[1], frames))
@@ -248,7 +330,13 @@ def test_a_frame_an_epoch(data, tmp_path):
     truth = [np.asarray(dataset.mask(index, (16, 24)), bool) for index in range(len(dataset))]
     truth[0][0, 0] ^= True  # a single wrong pixel, in a frame that is read and written again
     for number in (12, 13):
-        draw.learning(dataset, {"masks": list(map(np.packbits, truth)), "size": (16, 24), "dice": 0.5}, number, path, height=40)
+        draw.learning(
+            dataset,
+            {"masks": list(map(np.packbits, truth)), "size": (16, 24), "dice": 0.5},
+            number,
+            path,
+            height=40,
+        )
     for frame in frames_of(path)[1][-2:]:
         assert set(map(tuple, frame[frame.max(2) - frame.min(2) > 30])) <= {draw.ORANGE, draw.BLUE}
         assert (frame == draw.ORANGE).all(2).any()

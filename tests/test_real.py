@@ -12,7 +12,9 @@ import metrics
 from pictures import find_pairs, group_of, read_image, read_mask
 
 zips = Path(os.environ.get("CARVANA_ZIPS", ""))
-pytestmark = pytest.mark.skipif(not os.environ.get("CARVANA_ZIPS"), reason="CARVANA_ZIPS names no folder")
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("CARVANA_ZIPS"), reason="CARVANA_ZIPS names no folder"
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +22,24 @@ def carvana(tmp_path_factory):
     """The folder in which prepare_data.py has made data/ of the real zips."""
     import subprocess
     import sys
+
     folder = tmp_path_factory.mktemp("carvana")
     script = Path(__file__).resolve().parent.parent / "prepare_data.py"
-    done = subprocess.run([sys.executable, script, zips / "train.zip", zips / "train_masks.zip"], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, script, zips / "train.zip", zips / "train_masks.zip"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_the_split_is_by_car(carvana):
-    sides = [find_pairs(carvana / f"data/{part}_images", carvana / f"data/{part}_masks") for part in ("train", "val")]
+    sides = [
+        find_pairs(carvana / f"data/{part}_images", carvana / f"data/{part}_masks")
+        for part in ("train", "val")
+    ]
     cars = [{group_of(image.name) for image, _ in pairs} for pairs in sides]
     assert not cars[0] & cars[1]
     assert len(cars[1]) == round(0.1 * (len(cars[0]) + len(cars[1])))
