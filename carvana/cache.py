@@ -1,13 +1,13 @@
-"""Pictures decoded once: what the one reader returns, kept on disk as uint8 and shared by all processes."""
+"""Each file decoded once: what the reader returns, kept on disk and shared by all processes."""
 
 import hashlib
 import json
 import os
 import re
 import shutil
-import sys
 import time
 import zlib
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -15,83 +15,124 @@ import cv2
 import numpy as np
 import PIL
 
-from pictures import READER, brief, read_all, read_pair, printable, stamp
+from carvana.errors import error_summary, one_line, warn
+from carvana.files import file_stamp
+from carvana.images import READER_VERSION, Reading, read_all
+from carvana.pairs import Pair
 
-ABANDONED = 600  # seconds after which an unfinished file that no longer grows is nobody's
+ABANDONED_SECONDS = 600  # an unfinished file that has not grown for as long is nobody's
 UNFINISHED = re.compile(r".*-[0-9a-f]{12}-[0-9a-f]{12}\.\d+\.tmp")
 
 
 class Cache:
-    """The pairs of a data set, read at one size. cache[i] -> what pictures.read_pair returns, bit for bit.
+    """The pairs of a data set, read at one size; cache[i] is reading.read_pair, bit for bit.
 
-    A .npy file of records, mapped into memory, so that all workers and processes share one copy. Each record
-    has a checksum: one that the disk has spoilt is read from its photograph, and the file is given up.
-    Raises some Exception where the file is not one of these pairs at this size."""
+    The file is a .npy array of records, mapped into memory so that all processes share one copy.
+    Each record has a checksum: one that the disk has damaged is read from its photograph, and
+    the file is given up.
 
-    def __init__(self, path, pairs, reading):
-        self.path, self.pairs, self.reading = path, pairs, reading
+    Raises:
+        Exception: of nearly any kind, if the file does not hold these pairs at this size.
+    """
+
+    def __init__(self, path: Path, pairs: Sequence[Pair], reading: Reading) -> None:
+        self.path = path
+        self.pairs = pairs
+        self.reading = reading
         self.records = np.load(path, mmap_mode="r")
-        if self.records.dtype != record_type(**reading) or self.records.shape != (len(pairs),):
+        if self.records.dtype != _record_type(reading) or self.records.shape != (len(pairs),):
             raise ValueError(f"{self.records.shape} records of another kind")
         self.verified = np.zeros(len(pairs), bool)
 
-    def __reduce__(self):  # to another process goes the file's name, not its contents
+    def __reduce__(self) -> tuple:  # to another process goes the file's name, not its contents
         return Cache, (self.path, self.pairs, self.reading)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         record = self.records[index]
-        image, mask = np.array(record["image"]), np.array(record["mask"])
+        image = np.array(record["image"])
+        mask = np.array(record["mask"])
         if not self.verified[index]:
-            if checksum(image, mask) != record["checksum"]:
-                complain(
-                    f"{self.path} is damaged at {printable(self.pairs[index][0].name)}, which is read from the photograph; the next run makes the file anew"
-                )
-                with suppress(OSError):
-                    self.path.unlink()
-                return read_pair(self.pairs[index], **self.reading)
+            if _checksum(image, mask) != record["checksum"]:
+                return self._read_damaged(index)
             self.verified[index] = True
         return image, mask
 
+    def _read_damaged(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        name = one_line(self.pairs[index][0].name)
+        warn(
+            f"{self.path} is damaged at {name}, which is read from the photograph; the next run "
+            "makes the file again"
+        )
+        with suppress(OSError):
+            self.path.unlink()
+        return self.reading.read_pair(self.pairs[index])
 
-def open_cache(folder, pairs, **reading):
-    """The Cache of `pairs` in `folder`, made where there is none that fits; None, with a warning, where it cannot be written.
 
-    reading: size, channels, mask_resize and labels as for pictures.read_pair. A cache fits as long as no file's name, length
-    or time, none of these, and neither the reader nor its decoders have changed.
-    Raises UserError, naming all pairs that cannot be read."""
+def open_cache(folder: str | Path, pairs: Sequence[Pair], reading: Reading) -> Cache | None:
+    """Open the cache of `pairs` in `folder`; make it if there is none that fits.
+
+    It fits as long as no file's name, length or time, nothing in `reading`, and neither the
+    reader nor its decoders have changed.
+
+    Returns:
+        The cache, or None with a warning if it cannot be written.
+
+    Raises:
+        UserError: naming all pairs that cannot be read.
+    """
     source = pairs[0][0].parent
-    state = [
-        READER,
-        PIL.__version__,
-        cv2.__version__,
-        [stamp(path) for pair in pairs for path in pair],
-    ]
-    # one file for each data set and way of reading it: a later state replaces the earlier
-    name = f"{source.name}-{digest([str(source), str(pairs[0][1].parent), reading])}"
-    path = Path(folder) / f"{name}-{digest(state)}.npy"
-    earlier = [other for other in Path(folder).glob(f"{name}-*.npy") if other != path]
+    path, earlier = _find_files(Path(folder), pairs, reading)
     if path.exists():
         try:
             return Cache(path, pairs, reading)
         except Exception as error:  # a foreign file can raise nearly anything
-            complain(f"{path} is damaged ({brief(error)}); reading the photographs again")
+            warn(f"{path} is damaged ({error_summary(error)}); reading the photographs again")
     elif earlier:
-        complain(
-            f"what is in {source} or its masks has changed since {earlier[0]} was made; reading all again"
+        warn(
+            f"what is in {source} or its masks has changed since {earlier[0]} was made; "
+            "reading all again"
         )
+    return _make_cache(path, earlier, pairs, reading)
 
+
+def _find_files(folder: Path, pairs: Sequence[Pair], reading: Reading) -> tuple[Path, list[Path]]:
+    """Return the cache's path, and the caches of earlier states of the same files."""
+    source = pairs[0][0].parent
+    state = [
+        READER_VERSION,
+        PIL.__version__,
+        cv2.__version__,
+        [file_stamp(path) for pair in pairs for path in pair],
+    ]
+    # One file for each data set and way of reading it: a later state replaces an earlier one.
+    settings = {
+        "size": reading.size,
+        "channels": reading.channels,
+        "mask_resize": reading.mask_resize,
+        "labels": None if reading.classes.single else reading.classes,
+    }
+    name = f"{source.name}-{_digest([str(source), str(pairs[0][1].parent), settings])}"
+    path = folder / f"{name}-{_digest(state)}.npy"
+    earlier = [candidate for candidate in folder.glob(f"{name}-*.npy") if candidate != path]
+    return path, earlier
+
+
+def _make_cache(
+    path: Path, earlier: list[Path], pairs: Sequence[Pair], reading: Reading
+) -> Cache | None:
+    """Decode all pairs into a file, which replaces earlier ones; None if it cannot be written."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        make_room(path.parent, len(pairs) * record_type(**reading).itemsize)
-        write(temporary, pairs, reading)
+        _make_room(path.parent, len(pairs) * _record_type(reading).itemsize)
+        _write(temporary, pairs, reading)
         os.replace(temporary, path)
-        for other in earlier:
-            other.unlink(missing_ok=True)
+        for outdated in earlier:
+            outdated.unlink(missing_ok=True)
         return Cache(path, pairs, reading)
     except OSError as error:
-        complain(
-            f"warning: no cache in {folder} ({brief(error)}); every epoch reads the photographs anew, which is slower. "
-            "Free some space, or set CACHE_DIR to another disk"
+        warn(
+            f"warning: no cache in {path.parent} ({error_summary(error)}); every epoch reads the "
+            "photographs again, which is slower. Free some space, or set CACHE_DIR to another disk"
         )
         return None
     finally:
@@ -99,44 +140,50 @@ def open_cache(folder, pairs, **reading):
             temporary.unlink(missing_ok=True)
 
 
-def record_type(size, channels, mask_resize, labels=None):
-    return np.dtype([("image", "u1", (*size, channels)), ("mask", "u1", size), ("checksum", "<u4")])
+def _record_type(reading: Reading) -> np.dtype:
+    return np.dtype(
+        [
+            ("image", "u1", (*reading.size, reading.channels)),
+            ("mask", "u1", reading.size),
+            ("checksum", "<u4"),
+        ]
+    )
 
 
-def checksum(image, mask):
-    return (
-        zlib.crc32(mask, zlib.crc32(image)) ^ 1
-    )  # ^ 1: not 0 for zeros, as which a file's lost blocks are read
+def _checksum(image: np.ndarray, mask: np.ndarray) -> int:
+    """Return a checksum that is not 0 for zeros, as which a file's lost blocks are read."""
+    return zlib.crc32(mask, zlib.crc32(image)) ^ 1
 
 
-def digest(content):
+def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
-def complain(text):
-    print(text, file=sys.stderr)
+def _make_room(folder: Path, needed: int) -> None:
+    """Remove what interrupted runs left in a folder.
 
-
-def make_room(folder, needed):
-    """Remove what interrupted runs left in a folder. Raises OSError where less than `needed` bytes are free then."""
+    Raises:
+        OSError: fewer than `needed` bytes are free after that.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for other in folder.glob("*.tmp"):
-        with suppress(OSError):  # another's, or gone meanwhile
-            if UNFINISHED.fullmatch(other.name) and time.time() - other.stat().st_mtime > ABANDONED:
-                other.unlink()
+    for leftover in folder.glob("*.tmp"):
+        with suppress(OSError):  # somebody else's, or gone meanwhile
+            age = time.time() - leftover.stat().st_mtime
+            if UNFINISHED.fullmatch(leftover.name) and age > ABANDONED_SECONDS:
+                leftover.unlink()
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"it takes {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")
 
 
-def write(path, pairs, reading):
+def _write(path: Path, pairs: Sequence[Pair], reading: Reading) -> None:
     """Read all pairs into a .npy file of records."""
-    record = np.zeros((), record_type(**reading))
-    with open(path, "wb") as file, closing(read_all(pairs, "decoding", **reading)) as results:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": record.dtype.descr, "fortran_order": False, "shape": (len(pairs),)}
-        )
-        for result in results:
-            record["image"], record["mask"] = result
-            record["checksum"] = checksum(*result)
+    record = np.zeros((), _record_type(reading))
+    header = {"descr": record.dtype.descr, "fortran_order": False, "shape": (len(pairs),)}
+    with open(path, "wb") as file, closing(read_all(pairs, "decoding", reading)) as results:
+        np.lib.format.write_array_header_1_0(file, header)
+        for image, mask in results:
+            record["image"] = image
+            record["mask"] = mask
+            record["checksum"] = _checksum(image, mask)
             file.write(record.tobytes())

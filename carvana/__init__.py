@@ -1,0 +1,1 @@
+"""How it is done: one concept a file. Nothing in here imports a script of the folder above."""

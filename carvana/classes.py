@@ -1,0 +1,82 @@
+"""What the values of a mask mean, and the colors that show them."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+# Colors that people with any kind of color vision can tell apart (Okabe and Ito, 2008).
+ORANGE = (230, 159, 0)
+BLUE = (0, 114, 178)
+PINK = (204, 121, 167)
+IGNORED_COLOR = (224, 224, 192)
+Color = tuple[int, int, int]
+
+
+class Classes(NamedTuple):
+    """The classes that a mask tells apart.
+
+    A hard mask is always uint8 (H, W) of class indices. A single class stands against everything
+    else: its masks hold 0 and 1, its training targets the foreground's share of each pixel, and
+    the network has one channel of logits for it. Several classes have a channel of logits each.
+    """
+
+    names: tuple[str, ...] = ("car",)
+    palette: tuple[Color, ...] = ()  # (r, g, b) of each; one more is that of ignored pixels
+    ignore: int = 255  # index of pixels that are neither trained on nor scored
+
+    @classmethod
+    def from_constants(cls, constants: Mapping) -> "Classes":
+        """Return the classes that the constants CLASSES, PALETTE and IGNORE_INDEX describe."""
+        names = tuple(constants["CLASSES"])
+        if len(names) == 1:
+            return cls(names)
+        palette = tuple(tuple(bytes.fromhex(color[1:])) for color in constants["PALETTE"])
+        return cls(names, palette, constants["IGNORE_INDEX"])
+
+    @property
+    def single(self) -> bool:
+        """Whether there is one class against everything else."""
+        return len(self.names) == 1
+
+    @property
+    def count(self) -> int:
+        """Return how many values a mask tells apart: the rows of the confusion matrix."""
+        return max(2, len(self.names))
+
+    @property
+    def foreground_name(self) -> str:
+        """Return what texts call the pixels that are not of index 0."""
+        return "foreground" if self.single else f"not {self.names[0]}"
+
+    def foreground(self, mask: np.ndarray) -> np.ndarray:
+        """Return bool (H, W): the pixels of a hard mask that are of any class but the first."""
+        return (mask > 0) & (mask != self.ignore)
+
+    def mask_colors(self) -> np.ndarray:
+        """Return uint8 (256, 3): the color in which a mask shows each index.
+
+        A single class is white on black. Without a palette, several classes have the field's
+        own colors for label images (PASCAL VOC's: the bits of the index, spread over channels).
+        """
+        index = np.arange(256)
+        if self.single:
+            return np.repeat(np.where(index > 0, 255, 0).astype(np.uint8)[:, None], 3, axis=1)
+        colors = np.zeros((256, 3), np.uint8)
+        for channel in range(3):
+            for bit in range(3):
+                colors[:, channel] += ((index >> (3 * bit + channel) & 1) << (7 - bit)).astype("u1")
+        colors[self.ignore] = IGNORED_COLOR
+        for i, color in enumerate(self.palette):
+            colors[i if i < len(self.names) else self.ignore] = color
+        return colors
+
+    def tint_colors(self) -> np.ndarray:
+        """Return uint8 (256, 3): the color in which a photograph's objects are tinted."""
+        colors = self.mask_colors()
+        if self.single:
+            colors[1] = ORANGE
+        return colors
+
+
+SINGLE = Classes()

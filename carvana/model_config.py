@@ -1,0 +1,147 @@
+"""The constants that a model carries: what its input is, and what its output means."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from carvana.classes import Classes
+from carvana.errors import one_line
+from carvana.schema import (
+    SHOWN_LENGTH,
+    ByteValue,
+    ChannelMeans,
+    ChannelStds,
+    ClassNames,
+    MaskResize,
+    Palette,
+    PixelBlock,
+    Precision,
+    Side,
+    Threshold,
+    check,
+    parse_annotation,
+)
+
+MAX_CLASSES = 255  # a mask's values are bytes, and one of them may be that of ignored pixels
+
+
+class ModelConstant(NamedTuple):
+    """A constant that a model carries."""
+
+    type: Any  # its annotation
+    tutorial_value: Any  # of a model that carries none, whatever config.py says today
+
+
+MODEL_CONSTANTS = {
+    "IMAGE_HEIGHT": ModelConstant(Side, 160),
+    "IMAGE_WIDTH": ModelConstant(Side, 240),
+    "MEAN": ModelConstant(ChannelMeans, [0.0]),
+    "STD": ModelConstant(ChannelStds, [1.0]),
+    "THRESHOLD": ModelConstant(Threshold, 0.5),
+    "MASK_RESIZE": ModelConstant(MaskResize, "area"),
+    "PRECISION": ModelConstant(Precision, "auto"),
+    "UNSHUFFLE": ModelConstant(PixelBlock, 1),
+    "CLASSES": ModelConstant(ClassNames, ["car"]),
+    "PALETTE": ModelConstant(Palette, []),
+    "IGNORE_INDEX": ModelConstant(ByteValue, 255),
+}
+TUTORIAL_DEFAULTS = {name: constant.tutorial_value for name, constant in MODEL_CONSTANTS.items()}
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the network inside of what torch.compile and DistributedDataParallel wrap it in."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def model_config(model: Any) -> dict[str, Any]:
+    """Return the constants a model was trained with; the tutorials' if it carries none."""
+    return TUTORIAL_DEFAULTS | getattr(unwrapped(model), "config", {})
+
+
+def model_classes(model: Any) -> Classes:
+    """Return the classes that a model tells apart."""
+    return Classes.from_constants(model_config(model))
+
+
+def network_size(config: Mapping) -> tuple[int, int]:
+    """Return (height, width) of the pictures that a network is fed."""
+    return config["IMAGE_HEIGHT"], config["IMAGE_WIDTH"]
+
+
+def logit_threshold(config: Mapping) -> float:
+    """Return the logit above which a pixel is foreground."""
+    return math.log(config["THRESHOLD"] / (1 - config["THRESHOLD"]))
+
+
+def check_model_config(config: Mapping, channels: int) -> dict[str, Any]:
+    """Return those constants of a file's configuration that a model carries.
+
+    Args:
+        config: the configuration that came with the file; anything may be in it.
+        channels: of the network's input.
+
+    Raises:
+        ValueError: a constant is not one that config.py could hold; all of them are listed.
+    """
+    known = {name: config[name] for name in MODEL_CONSTANTS if name in config}
+    faults = []
+    for name, value in known.items():
+        try:
+            known[name] = check(value, parse_annotation(MODEL_CONSTANTS[name].type))
+        except ValueError:
+            faults.append(f"{name} is {one_line(repr(value))[:SHOWN_LENGTH]}")
+    if not faults:
+        complete = TUTORIAL_DEFAULTS | known | {"IN_CHANNELS": channels}
+        faults = channel_faults(complete) + class_faults(complete)
+    if faults:
+        raise ValueError("; ".join(faults))
+    return known
+
+
+def channel_faults(constants: Mapping) -> list[str]:
+    """Return what is wrong with the constants that have a value per channel, in words."""
+    channels = constants["IN_CHANNELS"]
+    return [
+        f"{name}: expected one value, or one for each of {channels} channels, "
+        f"found {len(constants[name])}"
+        for name in ("MEAN", "STD")
+        if len(constants[name]) not in (1, channels)
+    ]
+
+
+def class_faults(constants: Mapping) -> list[str]:
+    """Return what is wrong with CLASSES, PALETTE and IGNORE_INDEX together, in words."""
+    names = constants["CLASSES"]
+    faults = []
+    if len(set(names)) < len(names) or len(names) > MAX_CLASSES or not all(names):
+        shown = " ".join(names)[:SHOWN_LENGTH]
+        faults.append(f"CLASSES: expected 1 to {MAX_CLASSES} different names, found {shown}")
+    faults += _palette_faults(constants["PALETTE"], len(names))
+    ignore = constants["IGNORE_INDEX"]
+    if len(names) > 1 and ignore < len(names):
+        faults.append(
+            f"IGNORE_INDEX: {ignore} is the class {names[ignore]}; expected {len(names)}..255"
+        )
+    return faults
+
+
+def _palette_faults(palette: list[str], class_count: int) -> list[str]:
+    if len({color.lower() for color in palette}) < len(palette):
+        shown = " ".join(palette)[:SHOWN_LENGTH]
+        return [f"PALETTE: expected different colors, each as #rrggbb, found {shown}"]
+    if not palette:
+        return []
+    if class_count == 1:
+        return [
+            "PALETTE: expected none with one class; name them all, such as --classes background car"
+        ]
+    if len(palette) not in (class_count, class_count + 1):
+        return [
+            f"PALETTE: expected a color for each of {class_count} classes (and one for what is "
+            f"to be ignored), found {len(palette)}"
+        ]
+    return []

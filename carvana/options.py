@@ -1,0 +1,269 @@
+"""Constants on the command line: a preset overrides config.py, the command line overrides both."""
+
+import argparse
+import ast
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple, NoReturn
+
+from carvana.errors import UserError, one_line
+from carvana.model_config import channel_faults, class_faults
+from carvana.schema import ValueType, check, parse, parse_annotation, plain_annotation
+
+PRETRAINED_WEIGHTS = Path(__file__).parent.parent / "weights" / "carvana.pth.tar"
+DATA_CONSTANTS = ("MASK_SUFFIX", "GROUP_REGEX", "CLASSES", "PALETTE", "IGNORE_INDEX")
+DEVICES = ("auto", "cuda", "mps", "cpu")
+
+
+class Constant(NamedTuple):
+    """A constant of config.py."""
+
+    value: Any
+    type: ValueType
+    reason: str  # its comment
+
+    @property
+    def help(self) -> str:
+        """Return the reason, what it can be, and its value, for --help."""
+        value = self.value
+        if isinstance(value, list | tuple):
+            value = " ".join(map(str, value))
+        return f"{self.reason} [{self.type}]; now {value}"
+
+
+# ---------------------------------------------------------------- reading config.py
+
+
+def read_constants(config: ModuleType) -> dict[str, Constant]:
+    """Return {name: Constant} of the config module, in its order, without PRESETS."""
+    reasons = _reasons(Path(config.__file__).read_text(encoding="utf-8"))
+    constants = {}
+    for name, value in vars(config).items():
+        if name.isupper() and name != "PRESETS":
+            annotation = config.__annotations__.get(name, plain_annotation(value))
+            constants[name] = Constant(value, parse_annotation(annotation), reasons.get(name, ""))
+    return constants
+
+
+def default_values(config: ModuleType) -> dict[str, Any]:
+    """Return {name: value} of the config module's constants."""
+    return {name: constant.value for name, constant in read_constants(config).items()}
+
+
+def _reasons(source: str) -> dict[str, str]:
+    """Return {constant: its comment}: the one behind its value, else the lines above it."""
+    lines = source.splitlines()
+    reasons = {}
+    for statement in ast.parse(source).body:
+        if not isinstance(statement, ast.AnnAssign | ast.Assign):
+            continue
+        target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
+        trailing = re.search(r"  # (.*)$", lines[statement.end_lineno - 1])
+        if trailing:
+            reasons[target.id] = trailing[1]
+        else:
+            reasons[target.id] = _comment_above(lines, statement.lineno - 1)
+    return reasons
+
+
+def _comment_above(lines: Sequence[str], index: int) -> str:
+    """Return the comment that ends on the line before lines[index]."""
+    start = index
+    while start > 0 and re.match("# (?!----)", lines[start - 1]):
+        start -= 1
+    return " ".join(line.removeprefix("# ") for line in lines[start:index])
+
+
+# ---------------------------------------------------------------- parsers
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A parser that answers wrong options with a UserError instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{one_line(message)}; --help lists the options")
+
+
+def make_parser(description: str | None, **settings: Any) -> OptionParser:
+    """Return a parser that shows the description as it is written."""
+    return OptionParser(
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **settings,
+    )
+
+
+def option_name(constant: str) -> str:
+    """Return the command line's name of a constant: NUM_EPOCHS -> --num-epochs."""
+    return "--" + constant.lower().replace("_", "-")
+
+
+def add_constants(
+    parser: argparse.ArgumentParser, constants: dict[str, Constant], names: Iterable[str]
+) -> None:
+    """Give a parser an option for each of the named constants."""
+    for name in names:
+        constant = constants[name]
+        nargs = None
+        if constant.type.is_list:
+            nargs = "*" if constant.type.may_be_empty else "+"
+        parser.add_argument(
+            option_name(name),
+            dest=name,
+            nargs=nargs,
+            metavar=constant.type.kind.__name__.upper(),
+            help=constant.help.replace("%", "%%"),
+        )
+
+
+def add_data_options(parser: argparse.ArgumentParser, constants: dict[str, Constant]) -> None:
+    """Give a parser the constants that say what files of photographs and masks are."""
+    add_constants(parser, constants, DATA_CONSTANTS)
+
+
+def add_model_option(parser: argparse.ArgumentParser, description: str) -> None:
+    """Give a parser --model; the default is the weights that come with the project."""
+    parser.add_argument(
+        "--model",
+        metavar="FILE",
+        default=PRETRAINED_WEIGHTS,
+        help=f"{description}; default: the weights that come with the project",
+    )
+
+
+def add_pair_folders(parser: argparse.ArgumentParser, image_dir: str, mask_dir: str) -> None:
+    """Give a parser --images and --masks with these defaults."""
+    for name, default, description in (
+        ("--images", image_dir, "photographs"),
+        ("--masks", mask_dir, "their masks"),
+    ):
+        parser.add_argument(
+            name, metavar="DIR", default=default, help=f"{description}; default %(default)s"
+        )
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """Give a parser --device."""
+    parser.add_argument(
+        "--device", default="auto", choices=DEVICES, help="auto: the first available one"
+    )
+
+
+def check_model_file(path: str | Path) -> None:
+    """Raise UserError if there is no such file."""
+    if not Path(path).is_file():
+        raise UserError(
+            f"no model {str(path)!r}; train one with python train.py, or name another with --model"
+        )
+
+
+def check_json_folder(path: str | None) -> None:
+    """Raise UserError if the folder of --json is not there."""
+    if path and not Path(path).absolute().parent.is_dir():
+        folder = str(Path(path).parent)
+        raise UserError(f"no folder {folder!r} to write --json {path} to; make it first")
+
+
+# ---------------------------------------------------------------- values
+
+
+def load(
+    config: ModuleType,
+    argv: Sequence[str] | None = None,
+    description: str | None = None,
+    base_preset: str | None = None,
+) -> SimpleNamespace:
+    """Return a namespace with every constant, from config.py, preset and command line.
+
+    Args:
+        config: the module of constants and PRESETS.
+        argv: the command line's words; None for those of this process.
+        description: printed by --help.
+        base_preset: a preset below the one that the command line may name.
+
+    Raises:
+        UserError: with everything that is wrong.
+    """
+    constants = read_constants(config)
+    parser = make_parser(
+        description,
+        usage="%(prog)s [--preset NAME] [--any-constant VALUE ...]",
+        allow_abbrev=False,
+    )
+    presets = ", ".join(config.PRESETS)
+    parser.add_argument("--preset", metavar="NAME", help=f"a named set of constants: {presets}")
+    add_constants(parser, constants, constants)
+    args, unknown = parser.parse_known_args(argv)
+    options = [option_name(name) for name in constants] + ["--preset"]
+    problems = [_unknown_name(word, options) for word in unknown if word.startswith("--")]
+    if unknown and not problems:
+        problems.append(
+            f"{' '.join(unknown)!r} belongs to no option; set a constant by --its-name value"
+        )
+    return resolve(config, args, base_preset, problems)
+
+
+def resolve(
+    config: ModuleType,
+    args: argparse.Namespace,
+    base_preset: str | None = None,
+    problems: Sequence[str] = (),
+) -> SimpleNamespace:
+    """Return a namespace with every constant, those of a parser with add_constants overriding.
+
+    Args:
+        args: what the parser returned; a constant that it was not given is None or missing.
+        problems: already known; they are reported together with the others.
+
+    Raises:
+        UserError: with everything that is wrong.
+    """
+    constants = read_constants(config)
+    given = vars(args)
+    problems = list(problems)
+    preset = given.get("preset")
+    if preset is not None and preset not in config.PRESETS:
+        problems.append(_unknown_name(preset, list(config.PRESETS), "preset "))
+    values = {name: constant.value for name, constant in constants.items()}
+    values |= config.PRESETS.get(base_preset, {}) | config.PRESETS.get(preset, {})
+    for name, constant in constants.items():
+        shown_name = name
+        if given.get(name) is not None:
+            shown_name = option_name(name)
+            values[name] = parse(given[name], constant.type)
+        try:
+            values[name] = check(values[name], constant.type)
+        except ValueError as error:
+            problems.append(f"{shown_name}: {error}")
+    if not problems:
+        faults = channel_faults(values) + class_faults(values) + _regex_faults(values)
+        problems = [_by_option(fault, given) for fault in faults]
+    if problems:
+        raise UserError(one_line("; ".join(problems)))
+    return SimpleNamespace(**values)
+
+
+def _regex_faults(constants: dict[str, Any]) -> list[str]:
+    """Return what is wrong with GROUP_REGEX, in words."""
+    try:
+        re.compile(constants["GROUP_REGEX"])
+    except re.error as error:
+        regex = constants["GROUP_REGEX"]
+        return [f"GROUP_REGEX: expected a regular expression, found {regex!r} ({error})"]
+    return []
+
+
+def _by_option(fault: str, given: dict[str, Any]) -> str:
+    """Return a constant's fault under the name that the user has typed."""
+    name, colon, description = fault.partition(":")
+    if given.get(name) is None:
+        return fault
+    return option_name(name) + colon + description
+
+
+def _unknown_name(word: str, names: Sequence[str], kind: str = "") -> str:
+    nearest = difflib.get_close_matches(word.split("=")[0], names, n=1, cutoff=0.0)[0]
+    return f"there is no {kind}{word}; the nearest is {nearest}"

@@ -1,0 +1,155 @@
+"""The types and bounds that a constant can have, and the one validator of values."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+SHOWN_LENGTH = 60  # characters of a wrong value in a message
+KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, both included, and its unit."""
+
+    low: float
+    high: float
+    unit: str = ""
+
+    def __str__(self) -> str:
+        bounds = f"{self.low}..{self.high}".replace("e-0", "e-")
+        return f"{bounds} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What a text must look like: a regular expression, and the same for people."""
+
+    regex: str
+    description: str
+
+    def __str__(self) -> str:
+        return self.description
+
+
+@dataclass(frozen=True)
+class MaybeEmpty:
+    """Marks a list that may be empty."""
+
+
+FilePath = Annotated[str, Pattern("(?s).*", "path")]
+HexColor = Annotated[str, Pattern("#[0-9a-fA-F]{6}", "#rrggbb")]
+Fraction = Annotated[float, Range(0.0, 1.0, "share")]
+Probability = Annotated[float, Range(0.0, 1.0, "probability")]
+Threshold = Annotated[float, Range(1e-3, 0.999, "probability")]
+Side = Annotated[int, Range(1, 16384, "pixels")]
+Count = Annotated[int, Range(0, 100_000)]
+ClassNames = list[Annotated[str, Pattern("(?s).*", "names")]]
+Palette = Annotated[list[HexColor], MaybeEmpty()]
+ByteValue = Annotated[int, Range(0, 255)]
+ChannelMeans = list[Annotated[float, Range(-10.0, 10.0)]]
+ChannelStds = list[Annotated[float, Range(1e-6, 1000.0)]]
+MaskResize = Literal["area", "nearest"]
+Precision = Literal["auto", "bf16", "fp16", "fp32"]
+PixelBlock = Annotated[int, Range(1, 8, "pixels")]
+
+
+@dataclass(frozen=True)
+class ValueType:
+    """An annotation taken apart."""
+
+    kind: type  # int, float, bool or str, of the value or of a list's items
+    is_list: bool = False
+    may_be_empty: bool = False
+    choices: tuple = ()
+    limit: Range | Pattern | None = None
+
+    @property
+    def allowed(self) -> str:
+        """Return what a value, or a list's item, can be: "1..16384 pixels", "area | nearest"."""
+        if self.kind is bool:
+            return "true | false"
+        if self.choices:
+            return " | ".join(map(str, self.choices))
+        return str(self.limit or KIND_NAMES[self.kind])
+
+    def __str__(self) -> str:
+        text = f"list of {self.allowed}" if self.is_list else self.allowed
+        return f"{text}, or empty" if self.may_be_empty else text
+
+
+def parse_annotation(annotation: Any) -> ValueType:
+    """Take an annotation apart: int, Literal[...], list[...], Annotated[..., Range(...)]."""
+    marks = ()
+    if get_origin(annotation) is Annotated:
+        annotation, *marks = get_args(annotation)
+    if get_origin(annotation) is list:
+        (item,) = get_args(annotation)
+        item_type = parse_annotation(item)
+        return ValueType(
+            item_type.kind,
+            is_list=True,
+            may_be_empty=any(isinstance(mark, MaybeEmpty) for mark in marks),
+            choices=item_type.choices,
+            limit=item_type.limit,
+        )
+    if get_origin(annotation) is Literal:
+        choices = get_args(annotation)
+        return ValueType(type(choices[0]), choices=choices)
+    return ValueType(annotation, limit=marks[0] if marks else None)
+
+
+def plain_annotation(value: Any) -> Any:
+    """Return an annotation for a constant that has none: its value's type, list[...] of a list."""
+    if not isinstance(value, list | tuple):
+        return type(value)
+    item = value[0] if value else ""
+    return list[type(item)]
+
+
+def parse(words: str | list[str], expected: ValueType) -> Any:
+    """Turn words of the command line into a value, or leave them as they are for check()."""
+    if isinstance(words, list):
+        return [parse(word, expected) for word in words]
+    if expected.kind is bool:
+        return {"true": True, "false": False}.get(words.lower(), words)
+    try:
+        return expected.kind(words)
+    except ValueError:
+        return words
+
+
+def check(value: Any, expected: ValueType) -> Any:
+    """Return a value that fits its type, whole numbers as floats where floats are expected.
+
+    Raises:
+        ValueError: what was expected and what was found.
+    """
+    if not expected.is_list:
+        return _check_item(value, expected)
+    if not isinstance(value, list | tuple) or not (value or expected.may_be_empty):
+        raise ValueError(f"expected a list, found {_shown(ascii(value))}")
+    return [_check_item(item, expected) for item in value]
+
+
+def _check_item(value: Any, expected: ValueType) -> Any:
+    kinds = (int, float) if expected.kind is float else expected.kind
+    if not isinstance(value, kinds) or isinstance(value, bool) != (expected.kind is bool):
+        raise ValueError(f"expected {KIND_NAMES[expected.kind]}, found {_shown(ascii(value))}")
+    if not _allows(value, expected):
+        raise ValueError(f"expected {expected.allowed}, found {_shown(str(value))}")
+    return expected.kind(value)
+
+
+def _allows(value: Any, expected: ValueType) -> bool:
+    if expected.choices:
+        return value in expected.choices
+    if isinstance(expected.limit, Range):
+        return expected.limit.low <= value <= expected.limit.high  # never true of nan
+    if isinstance(expected.limit, Pattern):
+        return re.fullmatch(expected.limit.regex, value) is not None
+    return True
+
+
+def _shown(text: str) -> str:
+    return text[:SHOWN_LENGTH]
