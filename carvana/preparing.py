@@ -1,0 +1,348 @@
+"""Making a data set ready for training: check every pair, split by group, put it in place."""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from carvana.classes import Classes
+from carvana.errors import (
+    UserError,
+    bullet_list,
+    describe_os_error,
+    one_line,
+    plural,
+    warn,
+)
+from carvana.files import same_files, visible_files
+from carvana.pairs import check_pair, group_of, pair_folders, pair_names, split_groups
+from carvana.rendering import SetOptions, render_set
+from carvana.sources import Sources, write_file
+from carvana.threads import map_in_threads
+
+SPLITS = ("val", "test", "train")  # in the order in which split_groups returns them
+KINDS = ("images", "masks")
+FOLDERS = [f"{split}_{kind}" for split in SPLITS for kind in KINDS]
+STAGING = ".preparing"  # beside the folders, so that moving into place is a rename
+
+PairNames = tuple[str, str]  # names of a photograph and of its mask
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What the files of a data set mean, and what to do with them."""
+
+    suffix: str  # MASK_SUFFIX
+    group_regex: str  # GROUP_REGEX
+    classes: Classes
+    val_fraction: float  # share of the groups, 0 to 1
+    test_fraction: float
+    seed: int  # of the split
+    skip_bad: bool  # leave bad files out instead of stopping
+    force: bool  # replace what is in place
+
+    def group(self, name: str) -> str:
+        """Return what must stay on one side of the split, of a photograph's name."""
+        return group_of(name, self.group_regex)
+
+
+def prepare(out: Path, open_sources: Callable[[Path], Sources], options: DataOptions) -> None:
+    """Check all pairs, split them by group, put them in place and print how many there are.
+
+    Args:
+        out: the folder of train_images, train_masks and so on.
+        open_sources: takes a folder for temporary files, returns where the files come from.
+        options: what the files mean, and what to do with them.
+
+    Raises:
+        UserError: with everything that is wrong; `out` is as it was.
+    """
+    _replace_folders(out, partial(_fill_with_pairs, open_sources, options), options.force)
+
+
+def prepare_demo(out: Path, options: SetOptions, force: bool) -> None:
+    """Render a data set and put it in place.
+
+    Raises:
+        UserError: it cannot be rendered, or other data is in place; `out` is as it was.
+    """
+    _replace_folders(out, partial(_fill_with_cars, options, out, force), force)
+
+
+def check(out: Path, options: DataOptions) -> None:
+    """Read every pair in place, see that no group is on two sides, and print how many there are.
+
+    Raises:
+        UserError: with everything that is wrong.
+    """
+    problems = []
+    groups_by_split = {}
+    for split in sorted(SPLITS):
+        if split == "test" and not visible_files(out / "test_images"):
+            continue
+        image_folder = out / f"{split}_images"
+        mask_folder = out / f"{split}_masks"
+        try:
+            pairs, faults = pair_folders(image_folder, mask_folder, options.suffix)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        problems += faults + _check_in_place(pairs, split, options.classes)
+        groups = {options.group(image.name) for image, _ in pairs}
+        problems += _find_leaks(split, groups, groups_by_split)
+        groups_by_split[split] = groups
+        print(_describe_split(split, len(groups), len(pairs)))
+    if problems:
+        raise UserError(bullet_list(f"{plural(len(problems), 'problem')} in {out}:", problems))
+
+
+def _describe_split(split: str, groups: int, pairs: int) -> str:
+    return f"{split:5}  {groups:5} cars  {pairs:6} pairs"
+
+
+def _check_in_place(pairs: Sequence[tuple[Path, Path]], split: str, classes: Classes) -> list[str]:
+    """Read pairs of files; return what is wrong with them, and print what is odd."""
+    faults = []
+    check_files = partial(_check_files, classes)
+    results = map_in_threads(check_files, pairs, f"checking {split}")
+    with contextlib.closing(results):
+        for pair_faults, warnings in results:
+            faults += pair_faults
+            _print_warnings(warnings)
+    return faults
+
+
+def _check_files(classes: Classes, pair: tuple[Path, Path]) -> tuple[list[str], list[str]]:
+    return check_pair(*pair, classes)
+
+
+def _print_warnings(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        warn(f"warning: {warning}")
+
+
+def _find_leaks(split: str, groups: set[str], groups_by_split: dict[str, set[str]]) -> list[str]:
+    """Return which of a split's groups are in other splits too, in words."""
+    leaks = []
+    for other_split, other_groups in groups_by_split.items():
+        for group in sorted(groups & other_groups):
+            leaks.append(f"car {group} is in {split} and in {other_split}")
+    return leaks
+
+
+# ---------------------------------------------------------------- filling new folders
+
+
+def _fill_with_pairs(
+    open_sources: Callable[[Path], Sources], options: DataOptions, staging: Path
+) -> str:
+    """Write checked and split pairs into the folders of staging/new; return what was done.
+
+    Raises:
+        UserError: with everything that is wrong.
+    """
+    sources = open_sources(staging)
+    pairs, problems = pair_names(sources.images, sources.masks, options.suffix)
+    if not pairs:
+        raise UserError(bullet_list("no image with a mask was found", problems))
+    copies = staging / "all"
+    pairs, faults, warnings = _copy_and_check(pairs, sources, copies, options.classes)
+    _report(problems + faults, warnings, options.skip_bad)
+    if not pairs:
+        raise UserError("no good pair is left; put the files right that are listed above")
+    splits = _split_pairs(pairs, options)
+    for split, split_pairs in splits.items():
+        _move_pairs(split_pairs, split, copies, staging / "new")
+    return _describe_splits(splits, options)
+
+
+def _copy_and_check(
+    pairs: Sequence[PairNames], sources: Sources, folder: Path, classes: Classes
+) -> tuple[list[PairNames], list[str], list[str]]:
+    """Copy all pairs into folder/images and folder/masks, and read them.
+
+    Returns:
+        the good pairs, what is wrong with the others, and what is odd, both in words.
+    """
+    for kind in KINDS:
+        (folder / kind).mkdir(parents=True)
+    good_pairs = []
+    faults = []
+    warnings = []
+    copy_and_check = partial(_copy_and_check_pair, sources, folder, classes)
+    results = map_in_threads(copy_and_check, pairs, "checking")
+    with contextlib.closing(results):  # no thread outlives an interruption
+        for pair, (pair_faults, pair_warnings) in zip(pairs, results, strict=True):
+            faults += pair_faults
+            warnings += pair_warnings
+            if not pair_faults:
+                good_pairs.append(pair)
+    return good_pairs, faults, warnings
+
+
+def _copy_and_check_pair(
+    sources: Sources, folder: Path, classes: Classes, pair: PairNames
+) -> tuple[list[str], list[str]]:
+    image, mask = pair
+    image_path = folder / "images" / image
+    mask_path = folder / "masks" / mask
+    files = ((sources.images[image], image_path), (sources.masks[mask], mask_path))
+    for write, path in files:
+        try:
+            write_file(write, path)
+        except UserError as error:
+            return [f"{one_line(path.name)}: cannot be read ({error})"], []
+    return check_pair(image_path, mask_path, classes)
+
+
+def _report(problems: Sequence[str], warnings: Iterable[str], skip_bad: bool) -> None:
+    """Print warnings; raise a UserError that lists the problems, or print those if skip_bad."""
+    _print_warnings(warnings)
+    if problems and not skip_bad:
+        headline = (
+            f"{plural(len(problems), 'problem')}; nothing was changed. "
+            "Put them right, or leave these files out with --skip-bad:"
+        )
+        raise UserError(bullet_list(headline, problems))
+    for problem in problems:
+        warn(f"left out: {problem}")
+
+
+def _split_pairs(pairs: Sequence[PairNames], options: DataOptions) -> dict[str, list[PairNames]]:
+    """Return the pairs of each of SPLITS; all pairs of a group are in the same one."""
+    groups = [options.group(image) for image, _ in pairs]
+    fractions = (options.val_fraction, options.test_fraction)
+    group_sets = split_groups(groups, fractions, options.seed)
+    splits = {}
+    for split, group_set in zip(SPLITS, group_sets, strict=True):
+        splits[split] = [pair for pair in pairs if options.group(pair[0]) in group_set]
+    if not splits["train"]:
+        raise UserError(
+            f"{len(pairs)} pairs are too few to split; add some, or set --val-fraction 0"
+        )
+    return splits
+
+
+def _move_pairs(pairs: Sequence[PairNames], split: str, copies: Path, new: Path) -> None:
+    """Move pairs from copies/images and copies/masks to the split's folders in `new`."""
+    if not pairs:
+        return
+    for kind in KINDS:
+        (new / f"{split}_{kind}").mkdir(parents=True)
+    for image, mask in pairs:
+        (copies / "images" / image).rename(new / f"{split}_images" / image)
+        (copies / "masks" / mask).rename(new / f"{split}_masks" / mask)
+
+
+def _describe_splits(splits: dict[str, list[PairNames]], options: DataOptions) -> str:
+    lines = []
+    for split in sorted(SPLITS):
+        pairs = splits[split]
+        if pairs:
+            groups = {options.group(image) for image, _ in pairs}
+            lines.append(_describe_split(split, len(groups), len(pairs)))
+    return "\n".join(lines)
+
+
+def _fill_with_cars(options: SetOptions, out: Path, force: bool, staging: Path) -> str:
+    """Render cars into the folders of staging/new; return what was done."""
+    _refuse_other_data(out, force)  # before the seconds that rendering takes
+    render_set(staging / "new", **asdict(options))
+    return (
+        f"{options.cars - options.val_cars} cars to train on and {options.val_cars} to validate "
+        f"on, {options.angles} photographs of each, in {out}"
+    )
+
+
+# ---------------------------------------------------------------- putting them in place
+
+
+def _replace_folders(out: Path, fill: Callable[[Path], str], force: bool) -> None:
+    """Put new folders in place in `out`, all or none, and print what was done.
+
+    Args:
+        out: the folder of train_images, train_masks and so on.
+        fill: takes a folder for temporary files, writes the new folders into its folder `new`,
+            and returns what to print.
+        force: replace what is in place, unless it is exactly the same.
+
+    Raises:
+        UserError: something failed; `out` is as it was.
+    """
+    staging = out / STAGING
+    try:
+        _undo(staging, out)  # what a run that was killed had begun
+        staging.mkdir(parents=True)
+        description = fill(staging)
+        _put_in_place(staging, out, force)
+    except OSError as error:
+        raise UserError(f"{describe_os_error(error)}; {out} is as it was") from error
+    finally:
+        _remove(staging)
+    print(description)
+
+
+def _refuse_other_data(out: Path, force: bool) -> None:
+    """Raise a UserError if `out` holds data that is not to be replaced."""
+    occupied = []
+    for name in FOLDERS:
+        files = visible_files(out / name)
+        if files:
+            occupied.append(f"{out / name}: {len(files)} files")
+    if occupied and not force:
+        headline = (
+            f"{out} already holds data, which was left alone; "
+            "replace it with --force, or choose another folder with --out:"
+        )
+        raise UserError(bullet_list(headline, occupied))
+
+
+def _put_in_place(staging: Path, out: Path, force: bool) -> None:
+    """Move the folders in staging/new to `out`, all or none, unless the same files are there."""
+    new = staging / "new"
+    old = staging / "old"
+    if all(same_files(new / name, out / name) for name in FOLDERS):
+        print(f"{out} already holds exactly this; nothing to do")
+        return
+    _refuse_other_data(out, force)
+    new_names = [name for name in FOLDERS if (new / name).exists()]
+    old.mkdir()
+    try:
+        for name in FOLDERS:
+            if (out / name).exists():
+                (out / name).rename(old / name)
+        for name in new_names:
+            (new / name).rename(out / name)
+    except BaseException:
+        for name in new_names:
+            if not (new / name).exists():
+                (out / name).rename(new / name)
+        _undo(staging, out)
+        raise
+    old.rename(staging / "replaced")  # from here on _undo would not put it back
+
+
+def _undo(staging: Path, out: Path) -> None:
+    """Put back what an unfinished run moved from `out` to staging/old, and remove its files."""
+    old = staging / "old"
+    if old.exists():
+        for folder in list(old.iterdir()):
+            shutil.rmtree(out / folder.name, ignore_errors=True)
+            folder.rename(out / folder.name)
+    _remove(staging)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, again and again while something is still written into it.
+
+    An interruption can cut a thread off from its pool while it starts; it then writes its last
+    file after the pool has ended.
+    """
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
