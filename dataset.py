@@ -1,193 +1,300 @@
-"""Pairs of photographs and masks as a data set, and what is done to them on the way to the network."""
+"""Photographs and masks on their way to the network: data set, augmentation, loaders."""
 
+import dataclasses
 import os
 import random
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+import torch
+from torch.utils.data import DataLoader, Dataset
 
-from cache import open_cache
-from pictures import MASK_SUFFIX, find_pairs, read_pair, read_target
+from carvana import distributed
+from carvana.cache import open_cache
+from carvana.classes import SINGLE, Classes
+from carvana.device import choose_workers, find_device
+from carvana.errors import raise_all, result_or_error
+from carvana.images import Reading, Size, read_all, read_hard_mask
+from carvana.interrupts import leave_signals_alone
+from carvana.pairs import MASK_SUFFIX, find_pairs
+from carvana.sampling import EpochSampler
 
-os.environ.setdefault(
-    "NO_ALBUMENTATIONS_UPDATE", "1"
-)  # it would ask the network for a newer version of itself
+# Albumentations would look on the internet for a newer version of itself.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 class CarvanaDataset(Dataset):
     """Photographs and masks of two folders, paired by name.
 
-    Item -> image, mask. Without a transform: uint8 (H, W, channels) and float32 (H, W), the share of
-    each pixel that is foreground, in [0, 1]; with labels (pictures.Labels) uint8 (H, W), indices of classes. transform is called as transform(image=..., mask=...) with
-    these and returns a dict of both; with A.Normalize and ToTensorV2 in it the item is a float tensor
+    An item is image, mask. Without a transform: uint8 (H, W, channels), and float32 (H, W) in
+    [0, 1], the share of each pixel that is foreground; of several classes uint8 (H, W), class
+    indices. The transform is called as transform(image=..., mask=...) with these and returns a
+    dict of both; with A.Normalize and ToTensorV2 in it the item is a float tensor
     (channels, H, W) and a mask (H, W).
 
-    size: (H, W) to read at, None for each picture's own. mask_resize: see pictures.read_mask. suffix: between the names of the two.
-    An item is asked for as dataset[epoch, index]: an Albumentations pipeline draws from (seed, epoch, index)
-    alone, so neither workers nor interruptions change what an item is. dataset[index] draws anew each time.
-    cache_dir: where what was read at `size` is kept for later epochs and runs (see cache.py); None: nowhere.
-    Raises UserError, naming all files, where images and masks do not pair."""
+    dataset[epoch, index] asks for an item of an epoch: an Albumentations pipeline then draws from
+    (seed, epoch, index) alone, so that neither workers nor interruptions change what an item is.
+    dataset[index] draws anew each time.
 
-    def __init__(
+    Args:
+        size: (H, W) to read at; None for each picture's own.
+        mask_resize: see images.read_mask.
+        cache_dir: where what was read at `size` is kept for later epochs and runs; None: nowhere.
+        suffix: what stands between a photograph's name and its mask's.
+
+    Raises:
+        UserError: naming all files, if images and masks do not pair.
+    """
+
+    def __init__(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
         self,
-        image_dir,
-        mask_dir,
-        transform=None,
+        image_dir: str | Path,
+        mask_dir: str | Path,
+        transform: Callable | None = None,
         *,
-        size=None,
-        channels=3,
-        mask_resize="area",
-        seed=0,
-        cache_dir=None,
-        labels=None,
-        suffix=MASK_SUFFIX,
-    ):
+        size: Size | None = None,
+        channels: int = 3,
+        mask_resize: str = "area",
+        classes: Classes = SINGLE,
+        suffix: str = MASK_SUFFIX,
+        seed: int = 0,
+        cache_dir: str | Path | None = None,
+    ) -> None:
         self.pairs = find_pairs(image_dir, mask_dir, suffix)
         self.transform = transform
         self.seed = seed
-        self.reading = {
-            "size": size and tuple(size),
-            "channels": channels,
-            "mask_resize": mask_resize,
-            "labels": labels,
-        }
-        self.cache = (
-            open_cache(cache_dir, self.pairs, **self.reading) if cache_dir and size else None
-        )
+        self.reading = Reading(size and tuple(size), channels, mask_resize, classes)
+        self.cache = None
+        if cache_dir and size:
+            self.cache = open_cache(cache_dir, self.pairs, self.reading)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key):
-        epoch, index = key if isinstance(key, tuple) else (random.getrandbits(31), key)
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Any, Any]:
+        if not isinstance(key, tuple):
+            key = (random.getrandbits(31), key)
+        epoch, index = key
         image, mask = self.read(index)
-        mask = mask if self.reading["labels"] else mask.astype(np.float32) / 255
+        if self.reading.classes.single:
+            mask = mask.astype(np.float32) / 255
         if self.transform is None:
             return image, mask
         if hasattr(self.transform, "set_random_seed"):
-            state = np.random.SeedSequence([self.seed, epoch, index % len(self)]).generate_state(1)
-            self.transform.set_random_seed(int(state[0]))
+            sequence = np.random.SeedSequence([self.seed, epoch, index % len(self)])
+            self.transform.set_random_seed(int(sequence.generate_state(1)[0]))
         item = self.transform(image=image, mask=mask)
         return item["image"], item["mask"]
 
-    def read(self, index):
-        """What pictures.read_pair returns of an item, from the cache where there is one."""
-        return self.cache[index] if self.cache else read_pair(self.pairs[index], **self.reading)
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return an item's picture and mask as the reader returns them, or the cache."""
+        if self.cache:
+            return self.cache[index]
+        return self.reading.read_pair(self.pairs[index])
 
-    def small_mask(self, index):
-        """The mask of `read` alone."""
-        return (
-            self.cache[index][1]
-            if self.cache
-            else read_target(
-                self.pairs[index][1],
-                self.reading["labels"],
-                self.reading["size"],
-                self.reading["mask_resize"],
-            )
+    def read_target(self, index: int) -> np.ndarray:
+        """Return the mask of `read` alone."""
+        if self.cache:
+            return self.cache[index][1]
+        return self.reading.read_target(self.pairs[index][1])
+
+    def mask(self, index: int, size: Size | None = None) -> np.ndarray:
+        """Return an item's true mask, uint8 (H, W) of class indices; None: at the file's size."""
+        return read_hard_mask(self.pairs[index][1], self.reading.classes, size)
+
+
+# ---------------------------------------------------------------- augmentation
+
+
+@dataclasses.dataclass
+class Augmentation:
+    """What train_transform draws for each image; the defaults are the classic recipe's."""
+
+    rotate: float = 35  # degrees either way
+    rotate_fill: str = "reflect"  # the picture's own reflection, or "black" and background
+    horizontal_flip: float = 0.5  # probability
+    vertical_flip: float = 0.1  # probability
+    scale_jitter: float = 0.0  # width and height larger or smaller by up to this share
+    color_jitter: float = 0.0  # brightness, contrast and saturation by up to this share
+
+    @classmethod
+    def from_constants(cls, cfg: SimpleNamespace) -> "Augmentation":
+        """Return what the constants of config.py say."""
+        return cls(
+            rotate=cfg.ROTATE,
+            rotate_fill=cfg.ROTATE_FILL,
+            horizontal_flip=cfg.HORIZONTAL_FLIP,
+            vertical_flip=cfg.VERTICAL_FLIP,
+            scale_jitter=cfg.SCALE_JITTER,
+            color_jitter=cfg.COLOR_JITTER,
         )
 
-    def mask(self, index, size=None):
-        """The true mask of an item, hard: bool (H, W) or, with labels, uint8 (H, W). size: (H, W), None for the file's own."""
-        mask = read_target(self.pairs[index][1], self.reading["labels"], size)
-        return mask if self.reading["labels"] else mask > 127
 
+def _albumentations() -> ModuleType:
+    """Return the library, imported only where it is used: it takes seconds."""
+    import albumentations
 
-class EpochSampler(Sampler):
-    """Every (epoch, index) once, in an order that follows from (seed, epoch) alone.
-
-    Each pass is the next epoch; set .epoch to go on at another, and .start to leave out its first indices in the next pass.
-    Of several processes (ranks) each gets its part of every batch; where the last batch has none for it, that batch's first index as a filler."""
-
-    def __init__(self, length, seed=0, batch_size=1, rank=0, ranks=1):
-        self.length, self.seed, self.batch_size, self.rank, self.ranks = (
-            length,
-            seed,
-            batch_size,
-            rank,
-            ranks,
-        )
-        self.epoch, self.start = 0, 0
-
-    def __len__(self):
-        return (
-            -(-self.length // self.batch_size) * self.batch_size // self.ranks
-            if self.ranks > 1
-            else self.length
-        )
-
-    def __iter__(self):
-        (epoch, start), self.epoch, self.start = (self.epoch, self.start), self.epoch + 1, 0
-        order = self.order(epoch)
-        batches = [
-            order[at : at + self.batch_size] for at in range(start, self.length, self.batch_size)
-        ]
-        return iter(
-            [
-                (epoch, index)
-                for batch in batches
-                for index in batch[self.rank :: self.ranks] or batch[:1]
-            ]
-        )
-
-    def order(self, epoch):
-        """The indices of an epoch, in order."""
-        return np.random.default_rng([self.seed, epoch]).permutation(self.length).tolist()
+    return albumentations
 
 
 def train_transform(
-    rotate=35,
-    horizontal_flip=0.5,
-    vertical_flip=0.1,
-    rotate_fill="reflect",
-    scale=0.0,
-    colour=0.0,
-    labels=None,
-):
-    """uint8 (H, W, C) image and float (H, W) mask -> uint8 tensor (C, H, W) and float tensor (H, W), augmented.
+    augmentation: Augmentation | None = None, classes: Classes = SINGLE
+) -> Callable:
+    """Return an Albumentations pipeline that augments.
 
-    rotate: degrees either way, flips: probabilities. rotate_fill: what a rotation or shrinking brings into view is
-    the picture's own reflection ("reflect", the mask's likewise) or "black" and background. scale: larger or smaller
-    by up to this share; colour: brightness, contrast and saturation likewise. labels: masks are uint8 indices of classes
-    and stay so; what "black" brings into view is to be ignored.
-    Levels become floats on the device (utils.to_device): a quarter of the bytes to move."""
-    import albumentations as A  # takes seconds, which a script that augments nothing need not wait
-    from albumentations.pytorch import ToTensorV2
-
-    border = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}[rotate_fill]
-    edges = {
-        "border_mode": border,
+    It turns a uint8 (H, W, C) image and a float (H, W) mask into a uint8 tensor (C, H, W) and a
+    float tensor (H, W). Masks of several classes stay uint8 indices; what "black" exposes is to
+    be ignored then. Levels become floats on the device (device.to_input): a quarter of the bytes
+    to move.
+    """
+    A = _albumentations()
+    augmentation = augmentation or Augmentation()
+    borders = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}
+    fill = {
+        "border_mode": borders[augmentation.rotate_fill],
         "fill": 0,
-        "fill_mask": labels.ignore if labels else 0,
-        "mask_interpolation": cv2.INTER_NEAREST if labels else cv2.INTER_LINEAR,
+        "fill_mask": 0 if classes.single else classes.ignore,
+        "mask_interpolation": cv2.INTER_LINEAR if classes.single else cv2.INTER_NEAREST,
     }
-    turn = [A.Rotate(limit=rotate, p=1.0, **edges)]
-    resize = [A.Affine(scale=(1 - scale, 1 + scale), p=1.0, **edges)]
-    paint = [
-        A.ColorJitter(
-            brightness=(1 - colour, 1 + colour),
-            contrast=(1 - colour, 1 + colour),
-            saturation=(1 - colour, 1 + colour),
-            hue=(0, 0),
-            p=1.0,
+    steps = []
+    if augmentation.rotate:
+        steps.append(A.Rotate(limit=augmentation.rotate, p=1.0, **fill))
+    if augmentation.scale_jitter:
+        factors = (1 - augmentation.scale_jitter, 1 + augmentation.scale_jitter)
+        steps.append(A.Affine(scale=factors, p=1.0, **fill))
+    if augmentation.color_jitter:
+        factors = (1 - augmentation.color_jitter, 1 + augmentation.color_jitter)
+        steps.append(
+            A.ColorJitter(
+                brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1.0
+            )
         )
+    steps.append(A.HorizontalFlip(p=augmentation.horizontal_flip))
+    steps.append(A.VerticalFlip(p=augmentation.vertical_flip))
+    steps.append(A.ToTensorV2())
+    return A.Compose(steps)
+
+
+def val_transform() -> Callable:
+    """Return the same pipeline without augmentation."""
+    A = _albumentations()
+    return A.Compose([A.ToTensorV2()])
+
+
+# ---------------------------------------------------------------- loaders
+
+
+def get_loaders(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
+    train_dir: str | Path,
+    train_maskdir: str | Path,
+    val_dir: str | Path,
+    val_maskdir: str | Path,
+    batch_size: int,
+    train_transform: Callable,
+    val_transform: Callable,
+    num_workers: int = 4,
+    pin_memory: bool = True,
+    device: torch.device | None = None,
+    **dataset_options: Any,
+) -> tuple[DataLoader, DataLoader]:
+    """Return train_loader, val_loader over the pairs of four folders.
+
+    Batches are images (B, C, H, W) and masks (B, H, W). The training order depends on
+    (seed, epoch) alone. Of several processes each takes its shard.
+
+    Args:
+        batch_size: of all processes together.
+        device: see make_loader.
+        dataset_options: keyword arguments of CarvanaDataset.
+
+    Raises:
+        UserError: with what is wrong in any of the folders.
+    """
+    sources = [
+        (train_dir, train_maskdir, train_transform),
+        (val_dir, val_maskdir, val_transform),
     ]
-    return A.Compose(
-        [
-            *(turn if rotate else []),
-            *(resize if scale else []),
-            *(paint if colour else []),
-            A.HorizontalFlip(p=horizontal_flip),
-            A.VerticalFlip(p=vertical_flip),
-            ToTensorV2(),
+    with distributed.local_rank_zero_first():
+        datasets = [
+            result_or_error(CarvanaDataset, *source, **dataset_options) for source in sources
         ]
+    raise_all(datasets)
+    train, val = datasets
+    sampler = EpochSampler(
+        len(train), train.seed, batch_size, distributed.RANK, distributed.WORLD_SIZE
+    )
+    local_batch_size = distributed.local_batch_size(batch_size)
+    shared = {"num_workers": num_workers, "pin_memory": pin_memory, "device": device}
+    train_loader = make_loader(train, local_batch_size, sampler=sampler, **shared)
+    val_shard = distributed.shard(len(val))
+    val_loader = make_loader(val, local_batch_size, sampler=val_shard, **shared)
+    return train_loader, val_loader
+
+
+def make_loader(
+    dataset: CarvanaDataset,
+    batch_size: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+    sampler: Iterable | None = None,
+    device: torch.device | None = None,
+) -> DataLoader:
+    """Return a loader of a data set.
+
+    Args:
+        num_workers: -1: as many as this machine needs with the network on `device`.
+        device: None: that of find_device().
+    """
+    if num_workers < 0:
+        num_workers = choose_workers(device or find_device(), cached=dataset.cache is not None)
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=num_workers,
+        worker_init_fn=leave_signals_alone,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
+        generator=torch.Generator(),  # its own: loading must not draw from torch's random state
     )
 
 
-def val_transform():
-    """The same without augmentation."""
-    import albumentations as A
-    from albumentations.pytorch import ToTensorV2
+def check_readable(*datasets: CarvanaDataset) -> None:
+    """Read the pairs that no cache has read yet; of several processes, each its shard.
 
-    return A.Compose([ToTensorV2()])
+    Raises:
+        UserError: naming all that cannot be read.
+    """
+    uncached = [dataset for dataset in datasets if dataset.cache is None]
+    raise_all([result_or_error(_read_shard, dataset) for dataset in uncached])
+
+
+def _read_shard(dataset: CarvanaDataset) -> None:
+    pairs = [dataset.pairs[index] for index in distributed.shard(len(dataset))]
+    if pairs:
+        for _ in read_all(pairs, "checking", dataset.reading):
+            pass
+
+
+def first_batches(loader: DataLoader, images: int) -> DataLoader:
+    """Return a loader of the first images of the training epoch that was just done."""
+    sampler = loader.sampler
+    epoch = sampler.epoch - 1
+    keys: Sequence = [(epoch, index) for index in sampler.order(epoch)[:images]]
+    return make_loader(loader.dataset, loader.batch_size, sampler=keys)
+
+
+def end_workers(*loaders: DataLoader) -> None:
+    """End the processes that read for these loaders.
+
+    Left to the garbage collector, each takes five seconds if it finds them in a cycle.
+    """
+    for loader in loaders:
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()
+            loader._iterator = None

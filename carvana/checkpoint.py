@@ -1,20 +1,35 @@
-"""Checkpoints: written whole or not at all, read as what they are, files that others made."""
+"""Checkpoints: written whole or not at all, and files of others read without running code."""
 
 import contextlib
 import math
 import os
+import shlex
 import warnings
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import nn
 
-from device import config_of, find_device, sound_input, unwrapped
-from exported import SUFFIXES, load_exported
-from model import UNET
-from pictures import UserError, brief, few, printable
+from carvana.errors import UserError, error_summary, first_few, one_line
+from carvana.files import sync_folder
+from carvana.model_config import check_model_config, model_config
+from carvana.options import option_name
+from carvana.schema import SHOWN_LENGTH
+from carvana.weights import (
+    describe_shape,
+    kind_of,
+    load_checkpoint,
+    network_shape,
+    plain_names,
+    weight_fault,
+    weights_in,
+)
 
-# What decides which network it is and what it is fed; the rest of the configuration may change between runs.
+# They decide which network it is and what it is fed; all others may change between runs.
 NETWORK_CONSTANTS = (
     "IMAGE_HEIGHT",
     "IMAGE_WIDTH",
@@ -27,122 +42,66 @@ NETWORK_CONSTANTS = (
     "PALETTE",
     "IGNORE_INDEX",
 )
-GATHERED = (
+# Scores measured with other values of these do not compare.
+SCORING_CONSTANTS = {"VAL_IMG_DIR", "VAL_MASK_DIR", "MASK_SUFFIX", "MASK_RESIZE", "THRESHOLD"}
+OPTIMIZER_STATES = (  # what an optimizer keeps for a parameter
     {"step", "exp_avg", "exp_avg_sq"},
     {"momentum"},
     {"step", "mean", "square"},
-)  # what an optimizer keeps for a parameter
-UNREADABLE = {  # what torch says at length -> what it means
-    "Weights only": "it holds something else than tensors and plain values, which could be code and was not opened",
+)
+UNREADABLE = {  # a phrase in torch's message -> what it means
+    "Weights only": "it holds something other than tensors and plain values, which could be code "
+    "and was not opened",
     "PytorchStreamReader": "it is cut off",
     "EOFError": "it is empty or cut off",
 }
-STATE_RULES = {  # what else a checkpoint may hold, and what it must be then
-    "epoch": (lambda value: type(value) is int and 0 <= value <= 10**6, "a whole number of epochs"),
-    "best": (lambda value: type(value) in (int, float) and value <= 1, "a Dice"),
-    "history": (
-        lambda value: isinstance(value, list) and all(isinstance(row, dict) for row in value),
-        "a list of epochs",
-    ),
-    "part": (
-        lambda value: (
-            value is None
-            or isinstance(value, dict)
-            and value.keys() == {"of", "images", "loss", "seconds"}
-            and all(type(one) in (int, float) and 0 <= one < math.inf for one in value.values())
-            and type(value["images"]) is int
-        ),
-        "what is done of an epoch",
-    ),
-    "config": (lambda value: isinstance(value, dict), "the constants"),
-    "run": (lambda value: isinstance(value, str), "a name"),
-}
+MAX_EPOCHS = 10**6
 
 
-def checkpoint_state(model, optimizer, scaler, run, epoch, best, history, part=None, average=None):
-    """The one dict that resuming needs, of tensors and plain values only (torch.load's weights_only=True reads it).
+# ---------------------------------------------------------------- writing
 
-    run: what tells this training from others; epoch: how many are done; best: highest validation Dice so far;
-    history: a dict per epoch; part: what is done of the next one. average: a model with the weights' running average, which is what
-    "state_dict" holds then; those that training goes on with are "trained"."""
-    weights = {"state_dict": _plain_names((average or model).state_dict())} | (
-        {"trained": _plain_names(model.state_dict())} if average else {}
-    )
-    return weights | {
-        "run": run,
+
+def training_state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    progress: Mapping[str, Any],
+    ema_model: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Return the one dict that resuming needs, of tensors and plain values only.
+
+    torch.load with weights_only=True reads it.
+
+    Args:
+        progress: of Progress.state().
+        ema_model: holds the weights' moving average, which is "state_dict" then; the weights
+            that training continues with are "trained".
+    """
+    state = {"state_dict": plain_names((ema_model or model).state_dict())}
+    if ema_model is not None:
+        state["trained"] = plain_names(model.state_dict())
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        **state,
+        **progress,
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
-        "epoch": epoch,
-        "best": best,
-        "history": history,
-        "part": part,
-        "config": config_of(model),
-        "random": {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        },
+        "config": model_config(model),
+        "random": {"torch": torch.get_rng_state(), "cuda": cuda_states},
     }
 
 
-def restore(state, model, optimizer, scaler, name="the checkpoint", average=None):
-    """The reverse of checkpoint_state: fills the three in -> (epochs done, best, history, part of the next epoch or None).
+def save_checkpoint(
+    state: Mapping[str, Any], filename: str | Path = "my_checkpoint.pth.tar"
+) -> None:
+    """Write a checkpoint so that at any moment the old or the new one is there, whole.
 
-    A checkpoint of only weights, or of weights and optimizer, counts as epoch 0. Raises UserError where something does not fit."""
-    load_checkpoint(state.get("trained") or state, model, name=name)
-    if average is not None:
-        load_checkpoint(state, average, name=name)
-    try:
-        if state.get("optimizer"):  # what it has gathered; how it is set is the constants' to say
-            groups, theirs = (
-                optimizer.state_dict()["param_groups"],
-                state["optimizer"]["param_groups"],
-            )
-            optimizer.load_state_dict(
-                {
-                    "state": state["optimizer"]["state"],
-                    "param_groups": [
-                        group | {"lr": float(their["lr"])}
-                        for group, their in zip(groups, theirs, strict=True)
-                    ],
-                }
-            )
-            for parameter, gathered in optimizer.state.items():
-                if not any(names <= gathered.keys() for names in GATHERED) or any(
-                    _shape(one) not in ("float", "int", (), tuple(parameter.shape))
-                    for one in gathered.values()
-                ):
-                    raise ValueError(
-                        f"{', '.join(f'{name} {_shape(one)}' for name, one in gathered.items())} for a parameter of shape {tuple(parameter.shape)}"
-                    )
-                for (
-                    name,
-                    one,
-                ) in gathered.items():  # fused optimizers take it for laid out in memory as the parameter is; others' need not be
-                    if _shape(one) == tuple(parameter.shape) and one.stride() != parameter.stride():
-                        gathered[name] = torch.empty_like(parameter).copy_(one)
-        scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
-        if "random" in state:
-            torch.set_rng_state(state["random"]["torch"].cpu())
-            if len(state["random"]["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    except Exception as error:  # of a foreign or hostile file, nearly anything
-        raise UserError(
-            f"the optimizer, scaler or random state in {name} is none of ours ({brief(error)}); go on from another checkpoint, or train anew"
-        ) from error
-    return (
-        state.get("epoch", 0),
-        state.get("best", -1.0),
-        state.get("history", []),
-        state.get("part"),
-    )
-
-
-def save_checkpoint(state, filename="my_checkpoint.pth.tar"):
-    """Write a checkpoint so that at any moment `filename` is the old one or the new one, whole.
-
-    Where the state has a "run" and the file is of another, the file is renamed to NAME_1, NAME_2, ... first."""
+    If the state has a "run" and the file belongs to another one, that file is renamed to NAME_1,
+    NAME_2, ... before the new one takes its name.
+    """
     print("=> Saving checkpoint")
-    path, temporary = Path(filename), Path(f"{filename}.tmp")
+    path = Path(filename)
+    temporary = Path(f"{filename}.tmp")
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -150,247 +109,187 @@ def save_checkpoint(state, filename="my_checkpoint.pth.tar"):
             file.flush()
             os.fsync(file.fileno())
         if "run" in state and path.exists() and run_of(path) != state["run"]:
-            stem = path.name.removesuffix(".pth.tar")
-            aside = next(
-                name
-                for n in range(1, 10**6)
-                if not (name := path.with_name(f"{stem}_{n}.pth.tar")).exists()
-            )
-            path.rename(aside)
-            print(f"{path} is of another run; it is now {aside}")
+            _rename_aside(path)
         os.replace(temporary, path)
         sync_folder(path.absolute().parent)
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # torch's zip writer turns a full disk into a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into the latter
         temporary.unlink(missing_ok=True)
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         raise UserError(
-            f"{filename} could not be written ({brief(cause)}); what stood there before is untouched. "
-            "Free some space, then go on with --load-model true"
+            f"{filename} could not be written ({error_summary(cause)}); what stood there before "
+            "is untouched. Free some space, then continue with --load-model true"
         ) from error
 
 
-def sync_folder(folder):
-    """Have a rename in it survive a loss of power, where the system can be told so."""
-    with contextlib.suppress(OSError):  # Windows opens no folders
-        number = os.open(folder, os.O_RDONLY)
-        os.fsync(number)
-        os.close(number)
+def _rename_aside(path: Path) -> None:
+    """Rename another run's checkpoint to the first free NAME_1, NAME_2, ..."""
+    stem = path.name.removesuffix(".pth.tar")
+    number = 1
+    while (aside := path.with_name(f"{stem}_{number}.pth.tar")).exists():
+        number += 1
+    path.rename(aside)
+    print(f"{path} is of another run; it is now {aside}")
 
 
-def run_of(path):
-    """The "run" of a checkpoint file, None where there is none to be read."""
+def run_of(path: str | Path) -> str | None:
+    """Return the "run" of a checkpoint file; None if there is none to be read."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("run")
     except Exception:  # a damaged file can raise nearly anything; it is of no run of ours
         return None
 
 
-def load_checkpoint(checkpoint, model, assign=False, name="the checkpoint"):
-    """Fill a model with the weights of a checkpoint dict (or a bare state_dict). Raises UserError where they do not fit.
-
-    assign: make the checkpoint's tensors the model's own instead of copying them, for a model on the device "meta". name: what messages call it."""
-    print("=> Loading checkpoint")
-    weights = _plain_names(checkpoint.get("state_dict", checkpoint))
-    target = unwrapped(model)
-    ours = target.state_dict()
-    faults = [
-        f"{printable(name)}: {_shape(weights.get(name))} in the checkpoint, {_shape(ours.get(name))} in the model"
-        for name in sorted(ours.keys() | weights.keys())
-        if _shape(weights.get(name)) != _shape(ours.get(name))
-    ]
-    if faults:
-        raise UserError(
-            f"{name} is of another network: {few(faults)}. "
-            "Give the FEATURES, UNSHUFFLE, IN_CHANNELS and CLASSES it was trained with"
-        )
-    target.load_state_dict(weights, assign=assign)
+# ---------------------------------------------------------------- reading
 
 
-def _plain_names(weights):
-    """Parameter names without the prefixes that torch.compile and DistributedDataParallel put before them."""
-    return {
-        name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod."): tensor
-        for name, tensor in weights.items()
-    }
+def read_checkpoint(filename: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Return the dict in a checkpoint file. Code in it does not run.
 
-
-def _shape(tensor):
-    return (
-        "missing"
-        if tensor is None
-        else tuple(tensor.shape)
-        if hasattr(tensor, "shape")
-        else type(tensor).__name__
-    )
-
-
-def read_checkpoint(filename, device="cpu"):
-    """The dict in a checkpoint file. Code in it does not run. Raises UserError where the file is none."""
+    Raises:
+        UserError: the file is none, or its content is not sound.
+    """
     if not Path(filename).is_file():
         raise UserError(
             f"no checkpoint {str(filename)!r}; train one with python train.py, or name another"
         )
     try:
-        state = _content(filename, device)
+        state = _load(filename, device)
     except Exception as error:  # a damaged or hostile file can raise nearly anything
-        good = [
-            printable(path.name)
-            for path in sorted(Path(filename).parent.glob("*.pth.tar"))
-            if path != Path(filename) and _good(path)
-        ]
-        instead = (
-            f"copy one of these over it, or name one: {', '.join(good)}" if good else "name another"
-        )
-        reason = next(
-            (
-                reason
-                for said, reason in UNREADABLE.items()
-                if said in f"{type(error).__name__}: {error}"
-            ),
-            brief(error),
-        )
-        raise UserError(
-            f"{printable(filename)} is not a checkpoint that can be read ({reason}); {instead}"
-        ) from error
+        raise UserError(_unreadable(Path(filename), error)) from error
+    name = one_line(filename)
     weights = state.get("state_dict", state) if isinstance(state, dict) else None
-    if (
-        not isinstance(weights, dict)
-        or not all(isinstance(name, str) for name in weights)
-        or not any(name.endswith("final_conv.weight") for name in weights)
-    ):
+    if not _look_like_weights(weights):
         raise UserError(
-            f"{printable(filename)} holds no weights of a UNET (a state_dict with final_conv.weight); name another"
+            f"{name} holds no weights of a UNET (a state_dict with final_conv.weight); name another"
         )
-    trained = state.get("trained", {}) if weights is not state else {}
-    if not isinstance(trained, dict):
-        raise UserError(
-            f"{printable(filename)} is not sound: 'trained' is {_kind(trained)} (expected weights); name another checkpoint"
-        )
-    faults = [
-        f"{printable(name)} {fault}"
-        for name, tensor in (*weights.items(), *trained.items())
-        if (fault := _weight_fault(tensor))
-    ]
-    faults += [
-        f"{name!r} is {printable(repr(state[name])):.60} (expected {expected})"
-        for name, (good, expected) in STATE_RULES.items()
-        if weights is not state and name in state and not good(state[name])
-    ]
+    faults = _weight_faults(weights)
+    if weights is not state:
+        faults += _state_faults(state)
     if faults:
-        raise UserError(
-            f"{printable(filename)} is not sound: {few(faults)}; name another checkpoint"
-        )
+        raise UserError(f"{name} is not sound: {first_few(faults)}; name another checkpoint")
     return state
 
 
-def _content(filename, device="cpu"):
-    """What is in a file of torch.save's. Raises nearly anything where it is none, or not as it was written."""
+def _load(filename: str | Path, device: str | torch.device = "cpu") -> Any:
+    """Return what torch.save wrote. Raises nearly anything if the file is not as written."""
     if zipfile.is_zipfile(filename):
         with zipfile.ZipFile(filename) as archive:
-            if damaged := archive.testzip():  # torch itself does not look at the checksums
-                raise ValueError(f"the disk has spoilt {damaged} in it")
-    with warnings.catch_warnings(action="ignore"):  # about what is odd in a file that others made
+            damaged = archive.testzip()  # torch itself does not look at the checksums
+            if damaged:
+                raise ValueError(f"the disk has damaged {damaged} in it")
+    with warnings.catch_warnings(action="ignore"):  # about what is odd in a file of others
         return torch.load(filename, map_location=device, weights_only=True)
 
 
-def _is_dict(path):
-    """Whether a file holds a dict, such as a bare state_dict that others named .pth."""
+def holds_dict(path: str | Path) -> bool:
+    """Return whether a file holds a dict, such as a bare state_dict that others named .pth."""
     with contextlib.suppress(Exception):
-        return isinstance(_content(path), dict)
+        return isinstance(_load(path), dict)
     return False
 
 
-def _good(path):
-    try:
-        return "run" in _content(path)
-    except Exception:
-        return False
-
-
-def _weight_fault(tensor):
-    """Why something cannot be a network's weights, in words; None where it can."""
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-        return f"is no plain tensor but {_kind(tensor)}"
-    if (
-        not tensor.is_floating_point() and tensor.dtype != torch.int64
-    ):  # int64: BatchNorm's count of batches
-        return f"holds {_kind(tensor)}, not floating-point numbers"
-    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-        return (
-            f"claims the shape {tuple(tensor.shape)} for {tensor.untyped_storage().nbytes()} bytes"
-        )
-    if not tensor.isfinite().all():
-        return "holds values that are infinite or not numbers"
-    return None
-
-
-def _kind(thing):
-    return str(
-        thing.dtype
-        if getattr(thing, "layout", None) == torch.strided
-        else getattr(thing, "layout", type(thing).__name__)
-    ).removeprefix("torch.")
-
-
-def take_what_fits(checkpoint, model, name="the checkpoint"):
-    """Fill a model with those weights of a checkpoint that have its names and shapes -> what was not taken, in words. Raises UserError where no convolution fits."""
-    theirs, ours = _plain_names(checkpoint.get("state_dict", checkpoint)), model.state_dict()
-    fitting = {
-        name: tensor
-        for name, tensor in theirs.items()
-        if name in ours and tensor.shape == ours[name].shape
-    }
-    if not any(tensor.dim() == 4 for tensor in fitting.values()):
-        features = [
-            tensor.shape[0]
-            for key, tensor in sorted(theirs.items())
-            if key.startswith("downs.") and key.endswith(".conv.0.weight")
-        ]
-        raise UserError(
-            f"none of the convolutions in {printable(name)} fits this network; it has FEATURES {' '.join(map(str, features))} and UNSHUFFLE {checkpoint.get('config', {}).get('UNSHUFFLE', 1)}: set these"
-        )
-    model.load_state_dict(fitting, strict=False)
-    return [
-        f"{name} {tuple(ours[name].shape)}"
-        + (f", there {tuple(theirs[name].shape)}" if name in theirs else "")
-        for name in ours
-        if name not in fitting
+def _unreadable(path: Path, error: Exception) -> str:
+    """Return why a file cannot be read, and which good ones beside it can take its place."""
+    good = [
+        one_line(candidate.name)
+        for candidate in sorted(path.parent.glob("*.pth.tar"))
+        if candidate != path and _has_run(candidate)
     ]
+    instead = "name another"
+    if good:
+        instead = f"copy one of these over it, or name one: {', '.join(good)}"
+    message = f"{type(error).__name__}: {error}"
+    reasons = (reason for phrase, reason in UNREADABLE.items() if phrase in message)
+    reason = next(reasons, error_summary(error))
+    return f"{one_line(path)} is not a checkpoint that can be read ({reason}); {instead}"
 
 
-def load_model(path, device="auto"):
-    """A checkpoint of ours or of the lineage ({'state_dict', ...} or a bare state_dict) -> UNET in eval mode on a device.
+def _has_run(path: Path) -> bool:
+    with contextlib.suppress(Exception):  # any file may lie there
+        return "run" in _load(path)
+    return False
 
-    The network is read off the tensors' shapes; model.config holds the constants it was trained with.
-    A file of export.py's (.onnx, .pt2, .pth) becomes a module that is called likewise."""
-    device = find_device(str(device))
-    if (
-        Path(path).suffix in SUFFIXES
-        and Path(path).is_file()
-        and not (Path(path).suffix == ".pth" and _is_dict(path))
-    ):
-        return load_exported(path, device)
+
+def _look_like_weights(weights: Any) -> bool:
+    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
+        return False
+    return any(name.endswith("final_conv.weight") for name in weights)
+
+
+def _weight_faults(weights: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with weights, in words."""
+    faults = ((name, weight_fault(tensor)) for name, tensor in weights.items())
+    return [f"{one_line(name)} {fault}" for name, fault in faults if fault]
+
+
+def _state_faults(state: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with a checkpoint's other entries, in words."""
+    trained = state.get("trained", {})
+    if not isinstance(trained, dict):
+        return [f"'trained' is {kind_of(trained)} (expected weights)"]
+    faults = _weight_faults(trained)
+    for name, (is_sound, expected) in STATE_RULES.items():
+        if name in state and not is_sound(state[name]):
+            shown = one_line(repr(state[name]))[:SHOWN_LENGTH]
+            faults.append(f"{name!r} is {shown} (expected {expected})")
+    return faults
+
+
+def _is_epoch(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_EPOCHS
+
+
+def _is_dice(value: Any) -> bool:
+    return type(value) in (int, float) and value <= 1
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) for row in value)
+
+
+def _is_part(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or value.keys() != {"of", "images", "loss", "seconds"}:
+        return False
+    numbers = all(type(item) in (int, float) and 0 <= item < math.inf for item in value.values())
+    return numbers and type(value["images"]) is int
+
+
+STATE_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "epoch": (_is_epoch, "a whole number of epochs"),
+    "best": (_is_dice, "a Dice"),
+    "history": (_is_history, "a list of epochs"),
+    "part": (_is_part, "what is done of an epoch"),
+    "config": (lambda value: isinstance(value, dict), "the constants"),
+    "run": (lambda value: isinstance(value, str), "a name"),
+}
+
+
+# ---------------------------------------------------------------- into a network
+
+
+def load_network(
+    path: str | Path, network_class: type[nn.Module], device: torch.device
+) -> nn.Module:
+    """Return the network of a checkpoint, in eval mode on a device.
+
+    Its shape is read off the tensors; .config holds the constants it was trained with.
+
+    Args:
+        network_class: UNET.
+
+    Raises:
+        UserError: the file holds no weights of such a network.
+    """
     state = read_checkpoint(path, device)
-    weights = _plain_names(state.get("state_dict", state))
+    name = one_line(path)
+    weights = weights_in(state)
     try:
-        firsts = sorted(
-            (int(name.split(".")[1]), tensor.shape)
-            for name, tensor in weights.items()
-            if name.startswith("downs.") and name.endswith(".conv.0.weight")
-        )
-        unshuffle = state.get("config", {}).get("UNSHUFFLE", 1)
-        shape = {
-            "in_channels": firsts[0][1][1] // unshuffle**2,
-            "features": [shape[0] for _, shape in firsts],
-            "out_channels": weights["final_conv.weight"].shape[0] // unshuffle**2,
-            "unshuffle": unshuffle,
-        }
-        with torch.device("meta"):  # nothing is allocated before the shapes are seen to fit
-            model = UNET(**shape)
-        load_checkpoint(state, model, assign=True, name=printable(path))
+        shape = network_shape(weights, state.get("config", {}).get("UNSHUFFLE", 1))
+        with torch.device("meta"):  # allocates nothing before the shapes are seen to fit
+            model = network_class(**shape)
+        load_checkpoint(state, model, assign=True, name=name)
     except (
         LookupError,
         AttributeError,
@@ -400,27 +299,135 @@ def load_model(path, device="auto"):
         RuntimeError,
     ) as error:
         raise UserError(
-            f"{printable(path)} holds no weights of a UNET ({brief(error)}); name another"
+            f"{name} holds no weights of a UNET ({error_summary(error)}); name another"
         ) from error
+    model.config = _network_config(state, shape, name)
+    return model.float().to(device, memory_format=torch.channels_last).eval()
+
+
+def _network_config(
+    state: Mapping[str, Any], shape: Mapping[str, Any], name: str
+) -> dict[str, Any]:
+    """Return the constants of a checkpoint's network, checked."""
     if shape["in_channels"] not in (1, 3):
         raise UserError(
-            f"{printable(path)} is for images of {shape['in_channels']} channels (expected 1 or 3); name another"
+            f"{name} is for images of {shape['in_channels']} channels (expected 1 or 3); "
+            "name another"
         )
     try:
-        known = sound_input(state.get("config", {}), shape["in_channels"])
+        config = check_model_config(state.get("config", {}), shape["in_channels"])
     except ValueError as error:
         raise UserError(
-            f"{printable(path)} was not written by train.py: {error}; name another checkpoint"
+            f"{name} was not written by train.py: {error}; name another checkpoint"
         ) from error
-    classes = known.setdefault(
-        "CLASSES",
-        ["car"]
-        if shape["out_channels"] == 1
-        else [f"class {index}" for index in range(shape["out_channels"])],
-    )
-    if len(classes) != shape["out_channels"]:
+    outputs = shape["out_channels"]
+    if "CLASSES" not in config:
+        names = [f"class {index}" for index in range(outputs)]
+        config["CLASSES"] = ["car"] if outputs == 1 else names
+    if len(config["CLASSES"]) != outputs:
         raise UserError(
-            f"{printable(path)} was not written by train.py: {len(classes)} CLASSES, but logits of {shape['out_channels']}; name another checkpoint"
+            f"{name} was not written by train.py: {len(config['CLASSES'])} CLASSES, but logits "
+            f"of {outputs}; name another checkpoint"
         )
-    model.config = known | {"FEATURES": shape["features"], "IN_CHANNELS": shape["in_channels"]}
-    return model.float().to(device, memory_format=torch.channels_last).eval()
+    return config | {"FEATURES": shape["features"], "IN_CHANNELS": shape["in_channels"]}
+
+
+# ---------------------------------------------------------------- resuming
+
+
+def restore(
+    state: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    ema_model: nn.Module | None = None,
+    name: object = "the checkpoint",
+) -> None:
+    """Load a training state into models, optimizer, scaler and the random generators.
+
+    A checkpoint may hold only weights, or only weights and optimizer.
+
+    Raises:
+        UserError: something in it does not fit.
+    """
+    load_checkpoint(state.get("trained") or state, model, name=name)
+    if ema_model is not None:
+        load_checkpoint(state, ema_model, name=name)
+    try:
+        if state.get("optimizer"):
+            _restore_optimizer(state["optimizer"], optimizer)
+        scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
+        if "random" in state:
+            torch.set_rng_state(state["random"]["torch"].cpu())
+            if len(state["random"]["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(state["random"]["cuda"])
+    except Exception as error:  # of a foreign or hostile file, nearly anything
+        raise UserError(
+            f"the optimizer, scaler or random state in {name} is not valid for this run "
+            f"({error_summary(error)}); continue from another checkpoint, or start over"
+        ) from error
+
+
+def _restore_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Restore an optimizer's moments; hyperparameters come from config.py.
+
+    Raises:
+        Exception: of nearly any kind, if they do not fit its parameters.
+    """
+    groups = [
+        group | {"lr": float(saved["lr"])}
+        for group, saved in zip(
+            optimizer.state_dict()["param_groups"], state["param_groups"], strict=True
+        )
+    ]
+    optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+    for parameter, moments in optimizer.state.items():
+        shape = tuple(parameter.shape)
+        shapes = {name: describe_shape(moment) for name, moment in moments.items()}
+        known = any(names <= moments.keys() for names in OPTIMIZER_STATES)
+        if not known or any(item not in ("float", "int", (), shape) for item in shapes.values()):
+            state_shapes = ", ".join(f"{name} {item}" for name, item in shapes.items())
+            raise ValueError(f"{state_shapes} for a parameter of shape {shape}")
+        for name, moment in moments.items():
+            # Fused optimizers expect the parameter's layout in memory; others need not write it.
+            if shapes[name] == shape and moment.stride() != parameter.stride():
+                moments[name] = torch.empty_like(parameter).copy_(moment)
+
+
+def compare_constants(cfg: SimpleNamespace, saved: Mapping[str, Any]) -> set[str]:
+    """Print which constants have changed since a checkpoint was written; return their names.
+
+    Args:
+        saved: the checkpoint's constants; a tutorial's has none.
+
+    Raises:
+        UserError: the changes make it another network, or another optimizer.
+    """
+    changed = {
+        name: value
+        for name, value in ({"OPTIMIZER": "adam"} | dict(saved)).items()
+        if name != "LOAD_MODEL" and name in vars(cfg) and getattr(cfg, name) != value
+    }
+    decisive = [name for name in changed if name in (*NETWORK_CONSTANTS, "OPTIMIZER")]
+    if decisive:
+        raise UserError(_how_to_resume(cfg.CHECKPOINT_FILE, changed, decisive))
+    for name, value in changed.items():
+        print(f"{name}: {value} in the checkpoint, {getattr(cfg, name)} from now on")
+    return set(changed)
+
+
+def _how_to_resume(filename: str, changed: Mapping[str, Any], decisive: list[str]) -> str:
+    """Return the message that gives the options a checkpoint was trained with."""
+    options = {}
+    for name, value in changed.items():
+        values = value if isinstance(value, list) else [value]
+        quoted = " ".join(shlex.quote(str(item)) for item in values)
+        options[name] = f"{option_name(name)} {quoted}"
+    message = (
+        f"{filename} was trained with other {', '.join(decisive)}; to continue with it, add "
+        + " ".join(options[name] for name in decisive)
+    )
+    rest = [options[name] for name in changed if name not in decisive]
+    if rest:
+        message += f" (and, for the rest as it was, {' '.join(rest)})"
+    return f"{message}; omit --load-model to start over"

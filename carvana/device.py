@@ -1,209 +1,208 @@
-"""Where a model runs, in what precision, and what its input is there."""
+"""Where a model runs, in what precision, and how its input gets there."""
 
 import functools
 import math
 import os
-import re
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+from torch import nn
 
-from pictures import UserError, cores, printable
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
-LINEAGE_INPUT = {
-    "IMAGE_HEIGHT": 160,
-    "IMAGE_WIDTH": 240,
-    "MEAN": [0.0],
-    "STD": [1.0],
-    "THRESHOLD": 0.5,
-    "MASK_RESIZE": "area",
-    "PRECISION": "auto",
-    "UNSHUFFLE": 1,
-    "CLASSES": ["car"],
-    "PALETTE": [],
-    "IGNORE_INDEX": 255,
-}  # of a model that carries no configuration
-INPUT_RULES = {  # what a configuration that comes with a file may say; channels: the network's
-    "IMAGE_HEIGHT": lambda value, channels: type(value) is int and 1 <= value <= 16384,
-    "IMAGE_WIDTH": lambda value, channels: type(value) is int and 1 <= value <= 16384,
-    "MEAN": lambda value, channels: (
-        isinstance(value, list)
-        and len(value) in (1, channels)
-        and all(type(one) in (int, float) and -10 <= one <= 10 for one in value)
-    ),
-    "STD": lambda value, channels: (
-        isinstance(value, list)
-        and len(value) in (1, channels)
-        and all(type(one) in (int, float) and 1e-6 <= one <= 1000 for one in value)
-    ),
-    "THRESHOLD": lambda value, channels: type(value) in (int, float) and 0 < value < 1,
-    "MASK_RESIZE": lambda value, channels: value in ("area", "nearest"),
-    "PRECISION": lambda value, channels: value in ("auto", "bf16", "fp16", "fp32"),
-    "CLASSES": lambda value, channels: (
-        isinstance(value, list)
-        and 1 <= len(value) <= 255
-        and all(isinstance(name, str) for name in value)
-    ),
-    "PALETTE": lambda value, channels: (
-        isinstance(value, list)
-        and all(
-            isinstance(colour, str) and re.fullmatch("#[0-9a-fA-F]{6}", colour) for colour in value
-        )
-    ),
-    "IGNORE_INDEX": lambda value, channels: type(value) is int and 0 <= value <= 255,
-    "UNSHUFFLE": lambda value, channels: type(value) is int and 1 <= value <= 8,
-}
+from carvana.errors import UserError
+from carvana.model_config import model_classes, model_config
+from carvana.threads import cores
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+AMPERE = (8, 0)  # the first compute capability that computes in bfloat16
+BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "amx_tile")  # of CPUs
+SECONDS_TO_COMPILE_FOR = 300  # of training ahead, from which torch.compile pays
 
 
-def sound_input(config, channels):
-    """Those constants of a configuration from a file that INPUT_RULES is about. Raises ValueError, in words, where one breaks its rule."""
-    known = {name: config[name] for name in INPUT_RULES if name in config}
-    faults = [
-        f"{name} is {printable(repr(value)):.60}"
-        for name, value in known.items()
-        if not INPUT_RULES[name](value, channels)
-    ]
-    if faults:
-        raise ValueError("; ".join(faults))
-    return known
+def find_device(name: str = "auto") -> torch.device:
+    """Return the named device; "auto": the first available of cuda, mps and cpu.
 
-
-def find_device(name="auto"):
-    """ "auto" -> the first there is of cuda, mps and cpu; another name -> that device, or UserError where it is missing."""
-    there = {
+    Raises:
+        UserError: torch finds no such device here.
+    """
+    available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
         "cpu": True,
     }
+    best = next(device for device, present in available.items() if present)
     if name == "auto":
-        name = next(device for device, found in there.items() if found)
-    if not there[name.split(":")[0]]:
+        name = best
+    if not available.get(name.split(":")[0]):
         raise UserError(
             f"DEVICE is {name!r}, but torch {torch.__version__} finds none here; "
-            f"use --device auto (it would take {find_device('auto')})"
+            f"use --device auto (it would take {best})"
         )
     return torch.device(name)
 
 
-def amp_dtype(device, precision="auto"):
-    """The dtype that convolutions are computed in on a device.
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device that a model is on."""
+    return next(model.parameters()).device
 
-    auto: bfloat16 where the hardware has it (Ampere and later, CPUs with avx512_bf16 or amx), else
-    float16 on CUDA, else float32. torch.cuda.is_bf16_supported() also counts emulation, hence the capability."""
+
+def amp_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """Return the dtype that convolutions are computed in on a device.
+
+    auto: bfloat16 where the hardware has it (Ampere and later, CPUs with avx512_bf16 or amx),
+    else float16 on CUDA, else float32. torch.cuda.is_bf16_supported() also counts emulation,
+    hence the capability.
+    """
     if precision != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+        return DTYPES[precision]
     if device.type == "cuda":
-        return (
-            torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-        )
-    if device.type == "cpu":
-        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("amx_tile"):
+        modern = torch.cuda.get_device_capability(device) >= AMPERE
+        return torch.bfloat16 if modern else torch.float16
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        capabilities = torch.cpu.get_capabilities()
+        if any(capabilities.get(name) for name in BF16_CAPABILITIES):
             return torch.bfloat16
     return torch.float32
 
 
-def config_of(model):
-    """The constants a model was made with; the lineage's for a model that carries none."""
-    return LINEAGE_INPUT | getattr(unwrapped(model), "config", {})
-
-
-def unwrapped(model):
-    """The network itself, out of what torch.compile and DistributedDataParallel put around it."""
-    while inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None):
-        model = inner
-    return model
-
-
-def device_of(model):
-    return next(model.parameters()).device
-
-
-def autocast(model):
-    """The context in which a model is run: mixed precision as amp_dtype says."""
+def autocast(model: nn.Module) -> torch.autocast:
+    """Return the context in which a model is run: mixed precision as amp_dtype says."""
     device = device_of(model)
-    dtype = amp_dtype(device, config_of(model)["PRECISION"])
+    dtype = amp_dtype(device, model_config(model)["PRECISION"])
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
-def to_device(images, masks, model):
-    """A batch of a loader -> float32 images (B, C, H, W) and masks on the model's device: float32 (B, 1, H, W), or of several classes int64 (B, H, W).
+def to_device(
+    images: torch.Tensor, masks: torch.Tensor, model: nn.Module
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Move a loader's batch to the model's device, in the form that losses take.
 
-    uint8 levels become (level / 255 - MEAN) / STD here; floats were normalised by a pipeline and pass."""
+    Args:
+        images: uint8 or float (B, C, H, W); see to_input.
+        masks: (B, H, W) or (B, 1, H, W).
+
+    Returns:
+        float32 images (B, C, H, W), and masks: float32 (B, 1, H, W) of a single class, int64
+        (B, H, W) of several.
+    """
     masks = masks.to(device_of(model), non_blocking=True)
-    masks = masks.float() if len(config_of(model)["CLASSES"]) == 1 else masks.long()
-    return to_input(images, model), masks.unsqueeze(
-        1
-    ) if masks.dim() == 3 and masks.is_floating_point() else masks
+    if not model_classes(model).single:
+        return to_input(images, model), masks.long()
+    masks = masks.float()
+    if masks.dim() == 3:
+        masks = masks.unsqueeze(1)
+    return to_input(images, model), masks
 
 
-def to_input(images, model):
-    """The images' part of to_device."""
-    device, config = device_of(model), config_of(model)
+def to_input(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """Move images to the model's device as float32 (B, C, H, W), channels last.
+
+    uint8 levels become (level / 255 - MEAN) / STD here; floats were normalized by a pipeline.
+    """
+    device = device_of(model)
     images = images.to(device, non_blocking=True)
     if images.dtype == torch.uint8:
-        mean, std = (_levels(tuple(config[name]), device) for name in ("MEAN", "STD"))
+        config = model_config(model)
+        mean = _channel_values(tuple(config["MEAN"]), device)
+        std = _channel_values(tuple(config["STD"]), device)
         images = (images.float() / 255 - mean) / std
     return images.contiguous(memory_format=torch.channels_last)
 
 
 @functools.lru_cache
-def _levels(values, device):
-    """Values per channel as a (1, C, 1, 1) tensor, made once: each copy to a GPU from here would wait for it."""
+def _channel_values(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """Return (1, C, 1, 1) of the values, made once: a copy to a GPU would wait for it."""
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
-def refuse_what_cannot_fit(parameters, batch, first_feature, device):
-    """UserError where even the least that training takes is more memory than there is: a system short of memory kills without a word.
+def count_parameters(network_class: type[nn.Module], **shape: Any) -> int:
+    """Return how many parameters a network of this shape has, without allocating it."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in network_class(**shape).parameters())
 
-    batch: (B, H, W). Weights, gradients and two values of the optimizer's for each, and what the first level keeps for its gradients."""
+
+def check_memory(
+    parameters: int, batch: Sequence[int], first_channels: float, device: torch.device
+) -> None:
+    """Raise UserError if even the least that training takes exceeds the memory there is.
+
+    A system that runs out of memory kills without a message. The least is weights, gradients
+    and two optimizer values for each, and what the first level keeps for its gradients.
+
+    Args:
+        batch: (images, height, width).
+        first_channels: of the first level, per pixel of the image.
+    """
     if device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
+        available = torch.cuda.get_device_properties(device).total_memory
     elif hasattr(os, "sysconf"):  # not on Windows
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     else:
         return
-    needed = 16 * parameters + 8 * math.prod(batch) * first_feature
-    if needed > there:
+    needed = 16 * parameters + 8 * math.prod(batch) * first_channels
+    if needed > available:
+        images, height, width = batch
         raise UserError(
-            f"{parameters / 1e6:,.0f} M parameters and batches of {batch[0]} images of {batch[1]}x{batch[2]} take {needed / 1e9:,.0f} GB at least, "
-            f"{there / 1e9:,.0f} GB are there; make FEATURES, BATCH_SIZE, IMAGE_HEIGHT or IMAGE_WIDTH smaller"
+            f"{parameters / 1e6:,.0f} M parameters and batches of {images} images of "
+            f"{height}x{width} take at least {needed / 1e9:,.0f} GB, but this machine has "
+            f"{available / 1e9:,.0f} GB; make FEATURES, BATCH_SIZE, IMAGE_HEIGHT or IMAGE_WIDTH "
+            "smaller"
         )
 
 
-def choose_workers(device, cached):
-    """How many processes a loader takes: none where the network needs all cores and reading takes a hundredth of its time."""
-    return 0 if device.type == "cpu" and cached else min(cores(), 8 if device.type == "cuda" else 2)
+def choose_workers(device: torch.device, cached: bool) -> int:
+    """Return how many processes a loader takes.
+
+    0 on a CPU with a cache: the network needs all cores, and reading takes a hundredth of its
+    time.
+    """
+    if device.type == "cpu" and cached:
+        return 0
+    return min(cores(), 8 if device.type == "cuda" else 2)
 
 
-def keep_half(model):
-    """Convolutions' weights in the type that autocast computes in, once for all instead of for each batch; the results stay the same."""
-    dtype = amp_dtype(device_of(model), config_of(model)["PRECISION"])
+def cast_convolutions(model: nn.Module) -> None:
+    """Keep convolutions' weights in the dtype that autocast computes in.
+
+    This is done once instead of for each batch; the results stay the same.
+    """
+    dtype = amp_dtype(device_of(model), model_config(model)["PRECISION"])
     for module in model.modules():
-        if isinstance(module, (torch.nn.Conv2d, torch.nn.ConvTranspose2d)):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.to(dtype)
 
 
-def compiling_pays(choice, device, seconds):
-    """Whether to torch.compile with so many seconds of training ahead, by the constant COMPILE: on its own where what that needs is there."""
-    able = (
-        device.type == "cuda"
-        and find_spec("triton")
-        and any(map(shutil.which, (os.environ.get("CC", "cc"), "gcc", "clang")))
-    )
-    return choice == "true" or choice == "auto" and bool(able) and seconds > 300
+def compiling_pays(choice: str, device: torch.device, seconds: float) -> bool:
+    """Return whether to torch.compile, by the constant COMPILE.
+
+    Args:
+        choice: "true", "false", or "auto": on CUDA, if a compiler is there and it pays.
+        seconds: of training that lie ahead.
+    """
+    if choice != "auto":
+        return choice == "true"
+    if device.type != "cuda" or seconds <= SECONDS_TO_COMPILE_FOR:
+        return False
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+    return find_spec("triton") is not None and any(map(shutil.which, compilers))
 
 
-def peak_memory(device):
-    """Bytes that this process (on CUDA: its tensors on the GPU) held at most; 0 where the system does not tell."""
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has held; on CUDA, its tensors on the GPU.
+
+    0 if the system does not tell.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource  # not on Windows
-    except ImportError:
+    if resource is None:
         return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,7 +1,8 @@
-"""Several processes as one run, under torchrun. Without it each function does nothing, or what one process does alone.
+"""Several processes as one run, under torchrun. Without it there is one process, of rank 0.
 
-BATCH_SIZE is that of all processes together: each takes its part of every batch, gradients are averaged by
-DistributedDataParallel, and every process ends each step with the same weights. The first process prints and writes.
+BATCH_SIZE is that of all processes together: each takes its shard of every batch, gradients are
+averaged by DistributedDataParallel, and all end each step with the same weights. Rank 0 prints
+and writes.
 """
 
 import contextlib
@@ -9,162 +10,190 @@ import functools
 import os
 import sys
 import uuid
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from pictures import UserError, brief
+from carvana.errors import UserError, error_summary
 
-RANK, RANKS = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+RANK = int(os.environ.get("RANK", 0))
+WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 FIRST = RANK == 0  # the process that prints and writes
-LONGEST_WAIT = timedelta(days=1)  # with a first decoding, for which the others wait
+TIMEOUT = timedelta(days=1)  # a first decoding of many files, for which the others wait
+LOST_CONNECTION = ("connect", "timed out")  # in the errors of a broken collective
 
 
 @contextlib.contextmanager
-def together(device):
-    """with together(device) as device: this process is one of the run's; on CUDA each takes a GPU of its own.
+def process_group(device: torch.device) -> Iterator[torch.device]:
+    """Make this process one of the run's, and give its device: on CUDA a GPU of its own.
 
-    The others' loss raises UserError in those that wait for them."""
-    if RANKS == 1:
+    Raises:
+        UserError: there are too few GPUs, or another process has ended.
+    """
+    if WORLD_SIZE == 1:
         yield device
         return
     if device.type == "cuda":
-        if LOCAL_RANK >= torch.cuda.device_count():
-            raise UserError(
-                f"{os.environ.get('LOCAL_WORLD_SIZE')} processes on a machine with {torch.cuda.device_count()} GPUs; each needs one of its own, lower --nproc-per-node"
-            )
-        device = torch.device("cuda", LOCAL_RANK)
-        torch.cuda.set_device(device)
+        device = _own_gpu()
     if not FIRST:
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end of the process)
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
+    backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(
-            "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo",
-            store=own_store(),
-            rank=RANK,
-            world_size=RANKS,
-            timeout=LONGEST_WAIT,
+            backend, store=_own_store(), rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT
         )
         yield device
     except RuntimeError as error:  # a collective whose other end has gone
-        if not isinstance(error, dist.DistError) and not any(
-            word in str(error) for word in ("onnection", "imed out", "connect")
-        ):
+        lost = any(phrase in str(error).lower() for phrase in LOST_CONNECTION)
+        if not isinstance(error, dist.DistError) and not lost:
             raise
         raise UserError(
-            f"another process of this run ended ({brief(error)}); what is in the last checkpoint is good: "
-            "--load-model true goes on from it, torchrun --max-restarts 3 does so by itself"
+            f"another process of this run ended ({error_summary(error)}); what is in the last "
+            "checkpoint is good: --load-model true continues from it, torchrun --max-restarts 3 "
+            "does so by itself"
         ) from error
     dist.destroy_process_group()
 
 
-def launchers_store():
-    """torchrun's own store, which outlives the processes that it restarts; None where nobody else serves MASTER_PORT."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+def _own_gpu() -> torch.device:
+    if torch.cuda.device_count() <= LOCAL_RANK:
+        raise UserError(
+            f"{os.environ.get('LOCAL_WORLD_SIZE')} processes on a machine with "
+            f"{torch.cuda.device_count()} GPUs; each needs one of its own, lower --nproc-per-node"
+        )
+    device = torch.device("cuda", LOCAL_RANK)
+    torch.cuda.set_device(device)
+    return device
 
 
-def own_store():
-    """Where the processes of this start find each other: in the first one. The launcher's store still has the addresses of those before a restart."""
-    host, launchers, store = os.environ["MASTER_ADDR"], launchers_store(), None
-    if launchers is None:
-        store = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), RANKS, is_master=FIRST)
+def _launcher_store() -> dist.TCPStore | None:
+    """Return torchrun's own store, which outlives restarts; None if nobody else serves it."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+
+
+def _own_store() -> dist.TCPStore:
+    """Return the store at which the processes of this start meet: one that rank 0 serves.
+
+    The launcher's store still has the addresses of the processes before a restart.
+    """
+    host = os.environ["MASTER_ADDR"]
+    launcher = _launcher_store()
+    store = None
+    if launcher is None:
+        store = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), WORLD_SIZE, is_master=FIRST)
     elif FIRST:
         store = dist.TCPStore(host, 0, is_master=True)
-        launchers.set("store", str(store.port))
-    while store is None:  # until the port is this start's
-        port = int(launchers.get("store"))
+        launcher.set("store", str(store.port))
+    while store is None:  # until the port is that of this start
+        port = int(launcher.get("store"))
         with contextlib.suppress(dist.DistNetworkError):
             store = dist.TCPStore(host, port, timeout=timedelta(seconds=2))
-    store.set_timeout(LONGEST_WAIT)
+    store.set_timeout(TIMEOUT)
     return store
 
 
-def run_name():
-    """What tells this training from others, the same after torchrun's restarts."""
-    launchers, name = launchers_store(), uuid.uuid4().hex
-    return launchers.compare_set("run", "", name).decode() if launchers else name
+def run_name() -> str:
+    """Return what tells this training from others; it survives torchrun's restarts."""
+    launcher = _launcher_store()
+    name = uuid.uuid4().hex
+    if launcher is None:
+        return name
+    return launcher.compare_set("run", "", name).decode()
 
 
-def part(count):
-    """The indices that are this process's, of so many."""
-    return range(RANK, count, RANKS)
+def shard(count: int) -> range:
+    """Return the indices that are this process's, of `count`."""
+    return range(RANK, count, WORLD_SIZE)
 
 
-def own_batch(batch_size):
-    """This process's part of a batch. Raises UserError where it cannot be dealt evenly."""
-    if batch_size % RANKS:
+def local_batch_size(batch_size: int) -> int:
+    """Return this process's share of a batch. Raises UserError if it cannot be split evenly."""
+    if batch_size % WORLD_SIZE:
         raise UserError(
-            f"BATCH_SIZE {batch_size} is that of all {RANKS} processes together; set it to a multiple of {RANKS}"
+            f"BATCH_SIZE {batch_size} is that of all {WORLD_SIZE} processes together; set it to a "
+            f"multiple of {WORLD_SIZE}"
         )
-    return batch_size // RANKS
+    return batch_size // WORLD_SIZE
 
 
-def wrapped(model, device):
-    """The model, its gradients averaged over all processes; BatchNorm's statistics are those of all on CUDA, each process's own elsewhere."""
-    if RANKS == 1:
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model with gradients averaged over all processes.
+
+    BatchNorm's statistics are those of all processes on CUDA, each process's own elsewhere.
+    """
+    if WORLD_SIZE == 1:
         return model
+    device_ids = None
     if device.type == "cuda":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=[device] if device.type == "cuda" else None
-    )
+        device_ids = [device]
+    return nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
 
 
-def summed(tensor):
-    """The sum over all processes, in place."""
-    if RANKS > 1:
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor, summed over all processes in place."""
+    if WORLD_SIZE > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def highest(number):
-    """The largest of the processes' numbers."""
-    if RANKS == 1:
+def all_reduce_max(number: int) -> int:
+    """Return the largest of the processes' numbers."""
+    if WORLD_SIZE == 1:
         return number
     tensor = torch.tensor(number)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return tensor.item()
 
 
-def merged(items):
-    """{index: anything} of all processes together, in the first; its own in the others."""
-    if RANKS == 1:
+def gather_dict(items: dict) -> dict:
+    """Return the items of all processes in rank 0, and its own in each other one."""
+    if WORLD_SIZE == 1:
         return items
-    found = [None] * RANKS if FIRST else None
-    dist.gather_object(items, found)
-    return functools.reduce(lambda a, b: a | b, found) if FIRST else items
+    gathered = [None] * WORLD_SIZE if FIRST else None
+    dist.gather_object(items, gathered)
+    if not FIRST:
+        return items
+    return functools.reduce(lambda merged, more: merged | more, gathered)
 
 
-def same_statistics(model):
-    """BatchNorm's running statistics become the first process's."""
-    for buffer in model.buffers() if RANKS > 1 else ():
-        dist.broadcast(buffer, 0)
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every process the BatchNorm statistics of rank 0."""
+    if WORLD_SIZE > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
 
 
-def from_first(function):
-    """What function() returns in the first process, in all of them; the file that it reads needs to be there only."""
-    if RANKS == 1:
+def from_first(function: Callable[[], Any]) -> Any:
+    """Return in all processes what function() returns in rank 0: only there a file must exist."""
+    if WORLD_SIZE == 1:
         return function()
-    found = [function() if FIRST else None]
-    dist.broadcast_object_list(found)
-    return found[0]
+    results = [function() if FIRST else None]
+    dist.broadcast_object_list(results)
+    return results[0]
 
 
 @contextlib.contextmanager
-def one_a_machine_first():
-    """One process of each machine runs the block first, with all its cores, then the others: it makes what they find."""
-    if RANKS > 1 and LOCAL_RANK:
+def local_rank_zero_first() -> Iterator[None]:
+    """Run the block in one process of each machine first, with all its cores, then in the others.
+
+    What the first one makes, the others then find.
+    """
+    if WORLD_SIZE > 1 and LOCAL_RANK:
         dist.barrier()
-    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    local_world_size = os.environ.get("LOCAL_WORLD_SIZE", "1")
     if not LOCAL_RANK:
         os.environ["LOCAL_WORLD_SIZE"] = "1"
     yield
-    os.environ["LOCAL_WORLD_SIZE"] = processes
-    if RANKS > 1 and not LOCAL_RANK:
+    os.environ["LOCAL_WORLD_SIZE"] = local_world_size
+    if WORLD_SIZE > 1 and not LOCAL_RANK:
         dist.barrier()

@@ -1,93 +1,90 @@
-"""What ends a stretch of training before its epoch does: a signal, the clock, a loader that fails."""
+"""What ends training within an epoch: a signal, the clock, an evaluation that is due."""
 
 import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Collection
+from types import FrameType
 
-import parallel
+from carvana import distributed
 
-
-class Stretch:
-    """The batches of an epoch behind its first `done` images, until pause() is true after a step, or reading fails.
-
-    A loader for train_fn. accumulate: batches to a step. done: images whose step is complete; error: what reading failed with, kept so that what
-    was learnt up to then can be saved first. batch: images of the current batch that are this process's, those of all
-    processes together, and the weight of this one's loss in the mean of all."""
-
-    def __init__(self, loader, epoch, done, pause=lambda done: False, accumulate=1):
-        self.loader, self.epoch, self.first, self.done, self.pause, self.accumulate, self.error = (
-            loader,
-            epoch,
-            done,
-            done,
-            pause,
-            accumulate,
-            None,
-        )
-        self.dataset, self.batch_size, self.sampler = (
-            loader.dataset,
-            loader.batch_size * parallel.RANKS,
-            loader.sampler,
-        )
-
-    def __len__(self):
-        return -(-(len(self.dataset) - self.first) // self.batch_size)
-
-    def __iter__(self):
-        self.sampler.epoch, self.sampler.start = self.epoch, self.first
-        given = self.first
-        try:
-            for number, batch in enumerate(self.loader, 1):
-                images = min(self.batch_size, len(self.dataset) - given)
-                own = len(parallel.part(images))
-                self.batch = own, images, own * parallel.RANKS / images
-                yield batch
-                given += images
-                if number % self.accumulate == 0 or number == len(self):
-                    self.done = given
-                    if self.pause(self.done):
-                        return
-        except (
-            Exception
-        ) as error:  # from reading alone: what goes wrong in a step is not raised here
-            if parallel.RANKS > 1:  # the others are in the middle of a step
-                raise
-            self.error = error
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Signals:
-    """with Signals() as signals: the first Ctrl-C or SIGTERM only sets signals.received; a second one ends the process at once."""
+    """Within the block, the first Ctrl-C or SIGTERM only sets .received; a second one ends it."""
 
-    def __enter__(self):
-        self.received = None
+    def __init__(self) -> None:
+        self.received = 0
+        self.previous = {}
+
+    def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            self.before = {
-                number: signal.signal(number, self.receive)
-                for number in (signal.SIGINT, signal.SIGTERM)
-            }
+            self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def receive(self, number, _frame):
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
-        self.restore()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         print(
-            "\nending after this step, with a checkpoint; once more ends at once", file=sys.stderr
+            "\nstopping after this step, with a checkpoint; once more stops at once",
+            file=sys.stderr,
         )
 
-    def restore(self):
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(
-                number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler
-            )
-
-    def __exit__(self, *_):
-        for number, handler in getattr(self, "before", {}).items():
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
             signal.signal(number, handler)
 
 
-def leave_signals_alone(_worker):
-    """For a loader's workers: what is sent to a terminal's whole group is for the training process, which ends them when it is done."""
+class Pause:
+    """When to stop within an epoch: at a signal, at an evaluation that is due, by the clock.
+
+    All processes agree on it. Called with the number of images done after each optimizer step.
+    """
+
+    def __init__(self, signals: Signals, looks: Collection[int], minutes: float) -> None:
+        self.signals = signals
+        self.looks = looks  # numbers of images done at which an evaluation is due
+        self.seconds = 60 * minutes  # between checkpoints
+        self.checkpoint_time = time.monotonic()
+
+    def __call__(self, done: int) -> bool:
+        return bool(self.signal_received()) or done in self.looks or self.checkpoint_due()
+
+    def signal_received(self) -> int:
+        """Return the signal that any of the processes has received, 0 for none."""
+        return distributed.all_reduce_max(self.signals.received)
+
+    def checkpoint_due(self) -> bool:
+        """Return whether the last checkpoint is too long ago in any of the processes."""
+        overdue = time.monotonic() - self.checkpoint_time > self.seconds
+        return bool(distributed.all_reduce_max(int(overdue)))
+
+    def note_checkpoint(self) -> None:
+        """Remember that a checkpoint has been written."""
+        self.checkpoint_time = time.monotonic()
+
+
+def looks_within_epoch(images: int, step_images: int, looks: int) -> set[int]:
+    """Return the numbers of images done after which to evaluate: `looks` in each epoch.
+
+    Args:
+        images: of an epoch.
+        step_images: of an optimizer step.
+    """
+    steps = images / step_images
+    places = {round(steps * (look + 1) / looks) * step_images for look in range(looks - 1)}
+    return places | {images}
+
+
+def leave_signals_alone(_worker: int) -> None:
+    """Have a loader's worker leave signals of the terminal to the training process.
+
+    It ends its workers when it is done.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()

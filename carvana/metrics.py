@@ -1,128 +1,165 @@
-"""What a mask is worth. One definition of each score, used by training, evaluation and tests alike."""
+"""What a mask is worth: one definition of each score, for training, evaluation and tests."""
 
-import cv2
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
-BY_HAND = 2  # pixels; masks drawn by hand are not more exact
+from carvana.classes import Classes
 
 
-def confusion(predicted, target):
-    """Two bool tensors (B, ...) of one shape -> int64 (B, 4): true positives, false positives, false negatives, true negatives."""
-    predicted, target = predicted.flatten(1), target.flatten(1)
-    both, predicted, target, pixels = (
-        _count(predicted & target),
-        _count(predicted),
-        _count(target),
-        predicted.shape[1],
-    )
-    return torch.stack(
-        (both, predicted - both, target - both, pixels - predicted - target + both), dim=1
-    )
+class Counts(NamedTuple):
+    """Pixels of one class against all others; int64 tensors of one shape."""
+
+    true_positives: torch.Tensor
+    false_positives: torch.Tensor
+    false_negatives: torch.Tensor
+    true_negatives: torch.Tensor
 
 
-def _count(masks):
-    if masks.device.type == "cpu":  # NumPy counts four times as fast there
-        return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()])
+# ---------------------------------------------------------------- counting
+
+
+def confusion_matrices(
+    predicted: torch.Tensor, target: torch.Tensor, classes: Classes
+) -> torch.Tensor:
+    """Count the pixels of each image by true and predicted class.
+
+    Args:
+        predicted, target: uint8 (B, H, W) of class indices.
+
+    Returns:
+        int64 (B, C, C), rows true, columns predicted, C = classes.count. Pixels whose true index
+        is classes.ignore are left out.
+    """
+    predicted = predicted.flatten(1)
+    target = target.flatten(1)
+    if classes.single:
+        return _binary_matrices(predicted, target)
+    count = classes.count
+    cells = target.long() * count + predicted.long()
+    cells = torch.where(target == classes.ignore, count * count, cells)
+    rows = [torch.bincount(image, minlength=count * count + 1)[:-1] for image in cells]
+    return torch.stack(rows).view(-1, count, count)
+
+
+def _binary_matrices(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the same for masks of 0 and 1, (B, pixels), in a fraction of the time."""
+    both = _count_nonzero(predicted & target)
+    predicted_count = _count_nonzero(predicted)
+    target_count = _count_nonzero(target)
+    neither = target.shape[1] - predicted_count - target_count + both
+    cells = (neither, predicted_count - both, target_count - both, both)
+    return torch.stack(cells, dim=1).view(-1, 2, 2)
+
+
+def _count_nonzero(masks: torch.Tensor) -> torch.Tensor:
+    if masks.device.type == "cpu":  # NumPy counts several times as fast there
+        return torch.tensor([np.count_nonzero(mask) for mask in masks.view(torch.bool).numpy()])
     return masks.count_nonzero(dim=1)
 
 
-def share(part, whole):
-    """part / whole per image, 1 where there is nothing to be found and nothing was."""
-    return torch.where(whole == 0, 1.0, part.double() / whole.clamp(min=1))
+def one_against_all(matrices: torch.Tensor) -> Counts:
+    """Return the counts of each class, (B, C), for confusion matrices (B, C, C)."""
+    true_positives = matrices.diagonal(dim1=1, dim2=2)
+    false_positives = matrices.sum(1) - true_positives
+    false_negatives = matrices.sum(2) - true_positives
+    wrong_or_found = true_positives + false_positives + false_negatives
+    true_negatives = matrices.sum((1, 2))[:, None] - wrong_or_found
+    return Counts(true_positives, false_positives, false_negatives, true_negatives)
 
 
-def dice(counts):
-    """2|P∩T| / (|P|+|T|) per image, 1 where both are empty: (B, 4) counts -> float64 (B,). The Kaggle challenge's score is its mean."""
-    tp, fp, fn, _ = counts.unbind(1)
-    return share(2 * tp, 2 * tp + fp + fn)
+# ---------------------------------------------------------------- scores
 
 
-def iou(counts):
-    """|P∩T| / |P∪T| per image."""
-    tp, fp, fn, _ = counts.unbind(1)
-    return share(tp, tp + fp + fn)
+def safe_ratio(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
+    """Return numerator / denominator, float64; 1 where nothing was to be found or predicted."""
+    return torch.where(denominator == 0, 1.0, numerator.double() / denominator.clamp(min=1))
 
 
-def precision(counts):
-    """Which share of the predicted pixels is right, per image."""
-    tp, fp, _, _ = counts.unbind(1)
-    return share(tp, tp + fp)
+def dice(counts: Counts) -> torch.Tensor:
+    """Return 2|P∩T| / (|P|+|T|), 1 where both are empty. The Kaggle challenge's is its mean."""
+    tp, fp, fn, _ = counts
+    return safe_ratio(2 * tp, 2 * tp + fp + fn)
 
 
-def recall(counts):
-    """Which share of the true pixels was found, per image."""
-    tp, _, fn, _ = counts.unbind(1)
-    return share(tp, tp + fn)
+def iou(counts: Counts) -> torch.Tensor:
+    """Return |P∩T| / |P∪T|."""
+    tp, fp, fn, _ = counts
+    return safe_ratio(tp, tp + fp + fn)
 
 
-def accuracy(counts):
-    """Which share of all pixels is right, per image. Carvana's background alone makes 0.79 of them: look at Dice first."""
-    tp, _, _, tn = counts.unbind(1)
-    return share(tp + tn, counts.sum(1))
+def precision(counts: Counts) -> torch.Tensor:
+    """Return the share of the predicted pixels that is right."""
+    tp, fp, _, _ = counts
+    return safe_ratio(tp, tp + fp)
 
 
-SCORES = {"dice": dice, "iou": iou, "accuracy": accuracy, "precision": precision, "recall": recall}
+def recall(counts: Counts) -> torch.Tensor:
+    """Return the share of the true pixels that was predicted."""
+    tp, _, fn, _ = counts
+    return safe_ratio(tp, tp + fn)
 
 
-def confusion_matrices(predicted, target, classes, ignore=255):
-    """Two integer tensors (B, ...) of one shape, indices of classes -> int64 (B, classes, classes): pixels by true (row) and predicted class. Those whose target is `ignore` are left out."""
-    pairs = torch.where(
-        target == ignore, classes * classes, target.long() * classes + predicted.long()
-    ).flatten(1)
-    return torch.stack(
-        [torch.bincount(one, minlength=classes * classes + 1)[:-1] for one in pairs]
-    ).view(-1, classes, classes)
+def accuracy(matrices: torch.Tensor) -> torch.Tensor:
+    """Return the share of all pixels that is right, (B,).
+
+    Carvana's background alone makes 0.79 of them: look at Dice first.
+    """
+    correct = matrices.diagonal(dim1=1, dim2=2).sum(1)
+    return safe_ratio(correct, matrices.sum((1, 2)))
 
 
-def one_against_all(matrices):
-    """int64 (B, C, C) -> (B, C, 4): of each class, what confusion() counts."""
-    tp = matrices.diagonal(dim1=1, dim2=2)
-    fp, fn = matrices.sum(1) - tp, matrices.sum(2) - tp
-    return torch.stack((tp, fp, fn, matrices.sum((1, 2))[:, None] - tp - fp - fn), dim=2)
+CLASS_SCORES = {"dice": dice, "iou": iou, "precision": precision, "recall": recall}
+SCORE_NAMES = ("dice", "iou", "accuracy", "precision", "recall")
 
 
-def class_scores(matrices, score):
-    """dice, iou, precision or recall of each class -> float64 (B, C); not a number where a class is neither in the image's truth nor in what was predicted."""
+def class_scores(matrices: torch.Tensor, score: Callable) -> torch.Tensor:
+    """Return one of CLASS_SCORES of each class, float64 (B, C).
+
+    It is 0 of a class that is there but was never predicted right, and nan of a class that is
+    neither in the image's truth nor in its prediction.
+    """
     counts = one_against_all(matrices)
-    values = torch.where(
-        counts[..., 0] == 0, 0.0, score(counts.flatten(0, 1)).view(counts.shape[:2])
-    )  # 0 of a class that is there and was never found
-    return torch.where(counts[..., :3].sum(2) == 0, torch.nan, values)
+    values = torch.where(counts.true_positives == 0, 0.0, score(counts))
+    present = counts.true_positives + counts.false_positives + counts.false_negatives > 0
+    return torch.where(present, values, torch.nan)
 
 
-def boundary_distance(predicted, target):
-    """Mean distance in pixels between the outlines of two bool arrays (H, W), both ways.
+def image_scores(matrices: torch.Tensor, name: str, classes: Classes) -> torch.Tensor:
+    """Return a score of each image, float64 (B,).
 
-    The average symmetric surface distance of Heimann et al., IEEE Transactions on Medical Imaging
-    28(8), 2009. The picture's edge is no outline. Where one of them has none it is 0 if
-    they are equal, else the picture's diagonal."""
-    outlines = [_outline(predicted), _outline(target)]
-    if not all(outline.any() for outline in outlines):
-        return 0.0 if np.array_equal(predicted, target) else float(np.hypot(*target.shape))
-    rows, columns = (np.flatnonzero((outlines[0] | outlines[1]).any(axis)) for axis in (1, 0))
-    window = np.s_[
-        rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1
-    ]  # distances elsewhere are not asked for
-    outlines = [outline[window] for outline in outlines]
-    distances = [
-        cv2.distanceTransform((~other).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[one]
-        for one, other in (outlines, outlines[::-1])
-    ]
-    return float(np.concatenate(distances).mean())
+    Of a single class it is the foreground's, of several the mean over the classes that are in
+    the image's truth or prediction.
+
+    Args:
+        name: one of SCORE_NAMES.
+    """
+    if name == "accuracy":
+        return accuracy(matrices)
+    score = CLASS_SCORES[name]
+    if classes.single:
+        return score(one_against_all(matrices))[:, 1]
+    return class_scores(matrices, score).nanmean(1).nan_to_num(1.0)
 
 
-def beyond(predicted, target):
-    """What 1 - Dice of two bool arrays (H, W) were if no pixel within BY_HAND pixels of the true outline counted as wrong: what remains are things missed or taken along."""
-    disk = np.uint8(np.hypot(*np.ogrid[-BY_HAND : BY_HAND + 1, -BY_HAND : BY_HAND + 1]) <= BY_HAND)
-    drawn = target.view(np.uint8)
-    near = cv2.dilate(drawn, disk) != cv2.erode(drawn, disk)
-    return np.count_nonzero((predicted != target) & ~near) / max(
-        np.count_nonzero(predicted) + np.count_nonzero(target), 1
-    )
+def score_rows(matrices: torch.Tensor, classes: Classes) -> list[dict[str, float]]:
+    """Return {score: value} of each image."""
+    columns = {name: image_scores(matrices, name, classes).tolist() for name in SCORE_NAMES}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _outline(mask):
-    """The pixels of a bool mask (H, W) that touch the outside."""
-    mask = mask.view(np.uint8)
-    return (mask & ~cv2.erode(mask, np.uint8([[0, 1, 0], [1, 1, 1], [0, 1, 0]]))).view(bool)
+def class_means(matrices: torch.Tensor, classes: Classes) -> dict[str, dict[str, float | None]]:
+    """Return {class: {"dice", "iou"}}, means over the images where it is; None if in none."""
+    means = {
+        name: class_scores(matrices, CLASS_SCORES[name]).nanmean(0).tolist()
+        for name in ("dice", "iou")
+    }
+    return {
+        label: {
+            name: None if math.isnan(values[i]) else values[i] for name, values in means.items()
+        }
+        for i, label in enumerate(classes.names)
+    }

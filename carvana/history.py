@@ -1,0 +1,85 @@
+"""What a training prints of its data and its epochs, and history.csv."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from carvana.errors import one_line
+from carvana.files import replacing
+
+NEARLY_ALL = 0.999  # of the pixels predicted as one class: nothing has been learned
+RARE = 0.02  # share of the pixels below which plain cross entropy may overlook a class
+RARE_SAMPLE = 64  # masks that this is measured on
+
+
+def print_epoch(row: Mapping[str, Any], cfg: SimpleNamespace) -> None:
+    """Print a row of the history as one line."""
+    dice = f"Dice {row['dice']:.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}"
+    if row["full_dice"] is not None:
+        dice += f", {row['full_dice']:.4f} at full size"
+    print(
+        f"epoch {row['epoch']}/{cfg.NUM_EPOCHS}  train loss {row['train_loss']:.4f}  "
+        f"val loss {row['val_loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
+        f"1-Dice {row['one_minus_dice']:.4f}  {dice}  {row['seconds']:.0f} s  "
+        f"{row['images_per_second']:.1f} images/s  {row['peak_memory_mb'] / 1000:.2f} GB"
+    )
+
+
+def write_history(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write all epochs as history.csv; the columns are those of the last row."""
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, history[-1], restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(history)
+
+
+def warn_if_constant(scores: Mapping[str, Any], classes: Sequence[str]) -> None:
+    """Print a warning if nearly all pixels are predicted as one class, or as none.
+
+    Args:
+        scores: of check_accuracy.
+        classes: the names of CLASSES.
+    """
+    if len(classes) == 1:
+        name = classes[0]
+        share = scores["foreground"]
+        constant = max(share, 1 - share) > NEARLY_ALL
+    else:
+        pixels = np.sum(scores["confusion"], axis=0)  # by predicted class
+        name = classes[np.argmax(pixels)]
+        share = pixels.max() / max(pixels.sum(), 1)
+        constant = share > NEARLY_ALL
+    if constant:
+        print(
+            f"warning: {100 * share:.2f} % of all pixels are predicted as {one_line(name)}; the "
+            "network has learned nothing yet. Train longer, or look at LEARNING_RATE and at the "
+            "masks in batch.png"
+        )
+
+
+def warn_of_rare_classes(dataset: Any) -> None:
+    """Print which classes cover so little that plain cross entropy may overlook them.
+
+    Args:
+        dataset: a CarvanaDataset.
+    """
+    step = -(-len(dataset) // RARE_SAMPLE)
+    masks = [dataset.read_target(index) for index in range(0, len(dataset), step)]
+    classes = dataset.reading.classes
+    rare = []
+    for index, name in enumerate(classes.names):
+        if classes.single:
+            share = np.mean([mask.mean() / 255 for mask in masks])
+        else:
+            share = np.mean([(mask == index).mean() for mask in masks])
+        if share < RARE:
+            rare.append(f"{one_line(name)}: {100 * share:.2f} %")
+    if rare:
+        print(
+            f"{', '.join(rare)} of the pixels of {len(masks)} training masks; where few pixels "
+            "count, try LOSS dice or bce_dice, or a POSITIVE_WEIGHT over 1"
+        )

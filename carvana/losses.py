@@ -1,0 +1,120 @@
+"""Losses by the names of the constant LOSS; float32 logits (B, C, H, W) against masks.
+
+Masks of a single class are float32 (B, 1, H, W) in [0, 1], of several int64 (B, H, W).
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from carvana.classes import SINGLE, Classes
+
+EDGE_WEIGHT = 4.0  # of the edge loss: the weight of a pixel at an outline is 1 + this
+EDGE_REACH = 1 / 32  # how far from the outline that goes, as a share of the height
+
+
+def make_loss(name: str, classes: Classes = SINGLE, positive_weight: float = 1.0) -> Callable:
+    """Return loss_fn(logits, masks) -> mean loss.
+
+    Args:
+        name: "bce", "dice", "bce_dice" or "edge".
+        positive_weight: of foreground, or of all classes but the first, in bce and bce_dice.
+    """
+    cross_entropy = functools.partial(
+        weighted_cross_entropy, classes=classes, positive_weight=positive_weight
+    )
+    dice = functools.partial(dice_loss, classes=classes)
+    losses = {
+        "bce": cross_entropy,
+        "dice": dice,
+        "bce_dice": functools.partial(_sum_of, losses=(cross_entropy, dice)),
+        "edge": functools.partial(edge_loss, classes=classes),
+    }
+    return losses[name]
+
+
+def _sum_of(logits: torch.Tensor, masks: torch.Tensor, losses: tuple) -> torch.Tensor:
+    return sum(loss(logits, masks) for loss in losses)
+
+
+def weighted_cross_entropy(
+    logits: torch.Tensor, masks: torch.Tensor, classes: Classes, positive_weight: float
+) -> torch.Tensor:
+    """Return the mean cross entropy over known pixels, binary for a single class."""
+    if classes.single:
+        weight = None
+        if positive_weight != 1:
+            weight = _weights((positive_weight,), logits.device)
+        return F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight)
+    count = classes.count
+    weight = _weights((1.0,) + (positive_weight,) * (count - 1), logits.device)
+    total = F.cross_entropy(logits, masks, weight, ignore_index=classes.ignore, reduction="sum")
+    known_weight = torch.where(
+        masks == classes.ignore, 0.0, weight[masks.clamp(max=count - 1)]
+    ).sum()
+    return total / known_weight.clamp(min=1)  # 0, not nan, where every pixel is ignored
+
+
+@functools.lru_cache
+def _weights(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device)
+
+
+def one_hot(masks: torch.Tensor, classes: Classes) -> torch.Tensor:
+    """Return float32 (B, C, H, W) for indices (B, H, W); ignored pixels are 0 in all classes."""
+    return torch.stack([masks == index for index in range(classes.count)], 1).float()
+
+
+def dice_loss(logits: torch.Tensor, masks: torch.Tensor, classes: Classes) -> torch.Tensor:
+    """Return soft_dice_loss of the probabilities; ignored pixels do not count."""
+    if classes.single:
+        return soft_dice_loss(torch.sigmoid(logits), masks)
+    known = (masks != classes.ignore).unsqueeze(1)
+    return soft_dice_loss(torch.softmax(logits, 1) * known, one_hot(masks, classes))
+
+
+def soft_dice_loss(probabilities: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), a mean over images and classes.
+
+    Milletari et al., V-Net, 2016, arXiv:1606.04797, with the sums of Sudre et al., 2017,
+    arXiv:1707.03237.
+
+    Args:
+        probabilities, masks: float (B, C, H, W).
+    """
+    p = probabilities.flatten(2)
+    t = masks.flatten(2)
+    return (1 - (2 * (p * t).sum(2) + 1) / (p.sum(2) + t.sum(2) + 1)).mean()
+
+
+def edge_loss(logits: torch.Tensor, masks: torch.Tensor, classes: Classes = SINGLE) -> torch.Tensor:
+    """Return cross entropy with each pixel weighted by 1 + EDGE_WEIGHT * 4 m (1 - m).
+
+    m is the mask's mean around the pixel; the sum is divided by that of the weights. After the
+    border weights of Ronneberger et al., 2015, arXiv:1505.04597, equation 2, by a mean instead of
+    a distance. For several classes 2 (1 - sum of m * m over the classes) replaces 4 m (1 - m),
+    which it equals for two.
+    """
+    reach = max(1, round(EDGE_REACH * masks.shape[-2]))
+    m = masks if classes.single else one_hot(masks, classes)
+    m = means_around(means_around(m, reach).mT, reach).mT  # a square's mean is that of its rows'
+    if classes.single:
+        weights = 1 + EDGE_WEIGHT * 4 * m * (1 - m)
+        return F.binary_cross_entropy_with_logits(logits, masks, weights / weights.mean())
+    weights = (1 + EDGE_WEIGHT * 2 * (1 - m.square().sum(1))) * (masks != classes.ignore)
+    entropy = F.cross_entropy(logits, masks, ignore_index=classes.ignore, reduction="none")
+    return (entropy * weights).sum() / weights.sum().clamp(min=1)
+
+
+def means_around(values: torch.Tensor, reach: int) -> torch.Tensor:
+    """Return the mean of each value and its neighbors up to `reach` away in the last dimension.
+
+    Differences of running sums: equally fast for any reach.
+    """
+    places = torch.arange(values.shape[-1], device=values.device)
+    sums = F.pad(values.cumsum(-1), (1, 0))
+    low = (places - reach).clamp(min=0)
+    high = (places + reach + 1).clamp(max=len(places))
+    return (sums[..., high] - sums[..., low]) / (high - low)

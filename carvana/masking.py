@@ -1,0 +1,322 @@
+"""Mask photographs: from their files to masks, overlays, cutouts, a page and a csv."""
+
+import contextlib
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from carvana import distributed
+from carvana.classes import Classes, Color
+from carvana.device import cast_convolutions, device_of, find_device
+from carvana.drawing import overlay, save_mask, save_picture
+from carvana.errors import (
+    UserError,
+    WriteError,
+    bullet_list,
+    one_line,
+    plural,
+    result_or_error,
+    warn,
+)
+from carvana.images import picture_size, read_image
+from carvana.matting import composite, matte
+from carvana.model_config import logit_threshold, model_classes, model_config, network_size
+from carvana.photographs import BACKGROUND, CUTOUT, MASK, OVERLAY, Photograph
+from carvana.predicting import network_logits, upsample
+from carvana.reports import Card, least_sure, prediction_card, predictions_page
+from carvana.submission import Submission, run_lengths
+from carvana.submission_settings import run_settings
+from carvana.threads import cores, map_in_threads
+
+UNSURE_LOGIT = np.log(9)  # closer to the threshold, a probability is between 0.1 and 0.9
+
+
+@dataclass(frozen=True)
+class MaskingOptions:
+    """What to make of each photograph."""
+
+    model: str | Path
+    out: str | Path = "outputs"
+    save: bool = True  # write files at all
+    overlay: bool = True
+    cutout: bool = False
+    background: Color | np.ndarray | None = None  # a color, or a photograph uint8 (H, W, 3)
+    rle: str | None = None  # the csv to write
+    gallery: int = 0  # photographs in the page; 0: no page
+    threshold: float | None = None  # None: the model's own
+    tta: bool = False
+    batch_size: int = 4
+
+    @property
+    def needs_photograph(self) -> bool:
+        """Whether the photograph itself is needed at its own size."""
+        return self.overlay or self.cutout or self.background is not None
+
+
+class Masked(NamedTuple):
+    """What has been made of a photograph."""
+
+    shares: str  # of the classes, in words
+    written: list[Path]
+    runs: str | None
+    card: Card | None
+
+
+class Prediction(NamedTuple):
+    """What a network says of a photograph, at the photograph's own size."""
+
+    mask: np.ndarray  # uint8 (H, W), class indices
+    logits: np.ndarray  # float32 (H, W), of everything but the first class against it
+    margin: np.ndarray | None  # float32 (H, W), how far each pixel is from another class
+
+
+def mask_photographs(
+    photographs: Sequence[Photograph],
+    failures: list[str],
+    options: MaskingOptions,
+    load_model: Callable[[str | Path, torch.device], nn.Module],
+    device_name: str = "auto",
+) -> None:
+    """Mask photographs and print what becomes of them; of several processes, each its shard.
+
+    Exits with status 1 if some failed; the others are done.
+
+    Args:
+        failures: what has failed already, in words.
+    """
+    with distributed.process_group(find_device(device_name)) as device:
+        model = load_model(options.model, device)
+        if not model_classes(model).single and (options.rle or options.threshold):
+            raise UserError(
+                f"{one_line(options.model)} tells {len(model_config(model)['CLASSES'])} classes "
+                "apart; --rle and --threshold are for models of one"
+            )
+        with contextlib.ExitStack() as stack:
+            submission = None
+            if options.rle:
+                settings = run_settings(options.model, options.threshold, options.tta)
+                submission = stack.enter_context(Submission(options.rle, settings))
+            run = MaskingRun(options, model, submission)
+            run.failures = failures if distributed.FIRST else []
+            run.mask_shard(photographs)
+        run.finish()
+
+
+class MaskingRun:
+    """The photographs that have been masked, and what became of them."""
+
+    def __init__(
+        self, options: MaskingOptions, model: nn.Module, submission: Submission | None
+    ) -> None:
+        self.options = options
+        self.model = model
+        self.submission = submission
+        self.rows_before = len(submission.done) if submission else 0
+        self.done = 0
+        self.failures: list[str] = []
+        self.cards: list[Card] = []
+        self.seconds = 0.0
+
+    def mask_shard(self, photographs: Sequence[Photograph]) -> None:
+        """Mask those of the photographs that are this process's and not in the csv yet."""
+        if self.submission:
+            photographs = [
+                item for item in photographs if item.csv_name not in self.submission.done
+            ]
+        photographs = [photographs[index] for index in distributed.shard(len(photographs))]
+        started = time.perf_counter()
+        # Closed at once if a row cannot be written: the threads of what follows end.
+        with contextlib.closing(_results(photographs, self.model, self.options)) as results:
+            for photograph, result in zip(photographs, results, strict=True):
+                if isinstance(result, UserError):
+                    self.failures.append(str(result))
+                else:
+                    self._note(photograph, result)
+        # Here all processes wait for the last one.
+        self.done = distributed.all_reduce_sum(torch.tensor(self.done)).item()
+        self.seconds = time.perf_counter() - started
+
+    def _note(self, photograph: Photograph, result: Masked) -> None:
+        if self.submission:
+            self.submission.add(photograph.csv_name, result.runs)
+        line = f"{one_line(photograph.path)}: {result.shares}"
+        if result.written:
+            line += f" -> {', '.join(one_line(path) for path in result.written)}"
+        tqdm.write(line)
+        self.done += 1
+        if result.card:
+            self.cards = least_sure([*self.cards, result.card], self.options.gallery)
+
+    def finish(self) -> None:
+        """Print the totals and write the page, in the first process."""
+        shards = distributed.gather_dict({distributed.RANK: (self.failures, self.cards)})
+        if not distributed.FIRST:
+            return
+        failures = [failure for rank in sorted(shards) for failure in shards[rank][0]]
+        cards = [card for rank in sorted(shards) for card in shards[rank][1]]
+        line = (
+            f"{plural(self.done, 'photograph')} in {self.seconds:.1f} s, "
+            f"{self.done / max(self.seconds, 1e-9):.1f} images/s"
+        )
+        if self.submission:
+            rows = plural(self.rows_before + self.done, "row")
+            line += f"; {self.options.rle} holds {rows}"
+        print(line)
+        if cards:
+            page = Path(self.options.out, "index.html")
+            cards = least_sure(cards, self.options.gallery)
+            predictions_page(page, cards, self.done, self.options.model)
+            print(f"now look at {page}")
+        if failures:
+            warn(bullet_list(f"{len(failures)} failed:", failures))
+            sys.exit(1)
+
+
+def _results(
+    photographs: Sequence[Photograph], model: nn.Module, options: MaskingOptions
+) -> Iterator[Masked | UserError]:
+    """Yield what becomes of each photograph, in order."""
+    if not photographs:
+        return
+    config = model_config(model)
+    height, width = network_size(config)
+    device = device_of(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = f"{parameters / 1e6:.2f} M parameters " if parameters else ""
+    print(f"{one_line(options.model)}: {size}at {height}x{width} on {device}")
+    cast_convolutions(model)
+    starts = range(0, len(photographs), options.batch_size)
+    batches = [photographs[start : start + options.batch_size] for start in starts]
+    # Each thread takes its photographs all the way: nothing waits but for the disk and the cores.
+    threads = cores()
+    if device.type == "cpu":
+        threads = min(threads, len(batches))
+        torch.set_num_threads(max(1, cores() // threads))
+    mask_batch = functools.partial(_mask_batch, model=model, options=options)
+    results = map_in_threads(mask_batch, batches, "predicting", " batches", threads)
+    with contextlib.closing(results):
+        for batch in results:
+            yield from batch
+
+
+def _mask_batch(
+    batch: Sequence[Photograph], model: nn.Module, options: MaskingOptions
+) -> list[Masked | UserError]:
+    """Take a batch all the way from files to files."""
+    config = model_config(model)
+    size = network_size(config)
+    images = [
+        result_or_error(read_image, photograph.path, size, config["IN_CHANNELS"])
+        for photograph in batch
+    ]
+    readable = [image for image in images if not isinstance(image, UserError)]
+    logits = iter(())
+    if readable:
+        logits = iter(network_logits(model, np.stack(readable), options.tta))
+    results = []
+    for photograph, image in zip(batch, images, strict=True):
+        if isinstance(image, UserError):
+            results.append(image)
+            continue
+        result = result_or_error(_finish, photograph, next(logits), model, options)
+        if isinstance(result, WriteError):  # it would hold for all that follow
+            raise result
+        results.append(result)
+    return results
+
+
+def _finish(
+    photograph: Photograph, logits: np.ndarray, model: nn.Module, options: MaskingOptions
+) -> Masked:
+    """Go from a photograph's logits (C, h, w) at the network's size to its files."""
+    size = picture_size(photograph.path)
+    scale = size[0] / logits.shape[1]
+    classes = model_classes(model)
+    config = dict(model_config(model))
+    if options.threshold:
+        config["THRESHOLD"] = options.threshold
+    prediction = _decide(
+        upsample(logits, size), logit_threshold(config), with_margin=bool(options.gallery)
+    )
+    shares = _describe_shares(prediction.mask, classes)
+    runs = run_lengths(prediction.mask) if options.rle else None
+    written = []
+    if options.save:
+        written = _write_pictures(photograph, prediction, scale, classes, options)
+    card = None
+    if options.gallery:
+        unsure = (prediction.margin < UNSURE_LOGIT).mean()
+        card = prediction_card(
+            photograph.path, photograph.name, prediction.mask, shares, unsure, classes
+        )
+    return Masked(shares, written, runs, card)
+
+
+def _decide(logits: np.ndarray, threshold: float, with_margin: bool) -> Prediction:
+    """Turn logits (C, H, W) at the photograph's size into a prediction.
+
+    The rule is that of predicting.predict_mask, in NumPy.
+    """
+    margin = None
+    if len(logits) == 1:
+        foreground = logits[0] - np.float32(threshold) if threshold else logits[0]
+        if with_margin:
+            margin = abs(foreground)
+        return Prediction((foreground > 0).view(np.uint8), foreground, margin)
+    if with_margin:
+        largest_two = np.partition(logits, -2, axis=0)[-2:]
+        margin = np.diff(largest_two, axis=0)
+    foreground = np.logaddexp.reduce(logits[1:], 0) - logits[0]
+    return Prediction(logits.argmax(0).astype(np.uint8), foreground, margin)
+
+
+def _describe_shares(mask: np.ndarray, classes: Classes) -> str:
+    """Return how much of a mask each class covers, the largest first."""
+    if classes.single:
+        share = cv2.countNonZero(mask) / mask.size
+        return f"{one_line(classes.names[0])} {100 * share:.1f} %"
+    counts = np.bincount(mask.ravel(), minlength=classes.count)
+    return ", ".join(
+        f"{one_line(classes.names[index])} {100 * counts[index] / mask.size:.1f} %"
+        for index in np.argsort(-counts, kind="stable")
+        if counts[index]
+    )
+
+
+def _write_pictures(
+    photograph: Photograph,
+    prediction: Prediction,
+    scale: float,
+    classes: Classes,
+    options: MaskingOptions,
+) -> list[Path]:
+    """Write the files that the options ask for; return their paths."""
+    written = [photograph.output_path(options.out, MASK)]
+    save_mask(prediction.mask, written[0], classes)
+    if not options.needs_photograph:
+        return written
+    image = read_image(photograph.path)
+    pictures = {}
+    if options.overlay:
+        pictures[OVERLAY] = overlay(image, prediction.mask, classes.tint_colors())
+    if options.cutout or options.background is not None:
+        colors, alpha = matte(image, prediction.logits, scale)
+        if options.cutout:
+            pictures[CUTOUT] = np.dstack([colors, alpha])
+        if options.background is not None:
+            pictures[BACKGROUND] = composite(colors, alpha, options.background)
+    for ending, picture in pictures.items():
+        path = photograph.output_path(options.out, ending)
+        save_picture(picture, path)
+        written.append(path)
+    return written

@@ -1,0 +1,80 @@
+"""From photographs to logits to masks."""
+
+import contextlib
+import threading
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from carvana.classes import Classes
+from carvana.device import autocast, device_of, to_input
+from carvana.images import Size, scale_image
+from carvana.model_config import model_classes, model_config, network_size
+
+# Threads that have a forward pass on a GPU at once: each takes memory of its own.
+ON_GPU = threading.Semaphore(2)
+
+
+def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -> list[np.ndarray]:
+    """Return the probabilities of each picture's pixels, at its own size.
+
+    Args:
+        model: of load_model.
+        images: uint8 (H, W, 3) or (H, W), of any sizes.
+        tta: average with the prediction for the mirror image.
+
+    Returns:
+        For each picture float32 (H, W) in [0, 1], the probability of foreground; for several
+        classes (classes, H, W).
+    """
+    config = model_config(model)
+    size = network_size(config)
+    batch = np.stack([scale_image(image, size, config["IN_CHANNELS"]) for image in images])
+    logits = network_logits(model, batch, tta)
+    return [
+        _probabilities(upsample(image_logits, image.shape[:2]), model_classes(model))
+        for image_logits, image in zip(logits, images, strict=True)
+    ]
+
+
+def _probabilities(logits: np.ndarray, classes: Classes) -> np.ndarray:
+    if classes.single:
+        return 1 / (1 + np.exp(-logits[0]))
+    return torch.softmax(torch.from_numpy(logits), 0).numpy()
+
+
+@torch.inference_mode()
+def network_logits(model: nn.Module, images: np.ndarray, tta: bool = False) -> np.ndarray:
+    """Return a network's logits, float32 (B, channels, h, w).
+
+    Args:
+        images: uint8 (B, h, w, channels) at the network's size, as read_image returns them.
+        tta: average with the prediction for the mirror image.
+    """
+    turn = ON_GPU if device_of(model).type == "cuda" else contextlib.nullcontext()
+    with autocast(model), turn:
+        batch = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), model)
+        logits = model(batch).float()
+        if tta:
+            logits = (logits + model(batch.flip(3)).float().flip(3)) / 2
+        return logits.cpu().numpy()
+
+
+def upsample(logits: np.ndarray, size: Size) -> np.ndarray:
+    """Return float32 (C, h, w) as (C, H, W): bilinear, pixel centers aligned, as in evaluation."""
+    return np.stack(
+        [cv2.resize(channel, size[::-1], interpolation=cv2.INTER_LINEAR) for channel in logits]
+    )
+
+
+def predict_mask(logits: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
+    """Return masks, uint8 (B, H, W) of class indices, for logits (B, C, H, W).
+
+    Of a single class that is 1 above the threshold; of several the most probable class.
+    """
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > threshold).view(torch.uint8)
+    return logits.argmax(1).to(torch.uint8)

@@ -1,0 +1,123 @@
+"""What a training settles before the seconds that torch takes to import: options and files."""
+
+import os
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+from carvana import options
+from carvana.errors import UserError
+from carvana.pairs import check_folders, list_files
+from carvana.rendering import PARTS, render_set
+from carvana.threads import keep_freed_memory
+
+STARTED = time.time()  # the seconds of STOP_AT_DICE count from here: imports belong to them
+PREPARED_FOLDERS = (  # where prepare_data.py puts data
+    "data/train_images/",
+    "data/train_masks/",
+    "data/val_images/",
+    "data/val_masks/",
+)
+RENDERED_PRESETS = ("demo", "parts")
+POLL_SECONDS = 0.5
+
+
+def configure(config: ModuleType, description: str | None = None) -> SimpleNamespace:
+    """Return the constants of this run, its files checked; render cars if there are no data.
+
+    Args:
+        config: the module of constants and PRESETS.
+        description: printed by --help.
+
+    Raises:
+        UserError: with everything that is wrong.
+    """
+    keep_freed_memory()
+    cfg = options.load(config, description=description)
+    preset = _preset_for_missing_data(cfg)
+    if preset:
+        if _rank("RANK") == 0:
+            print(
+                f"No photographs in data/train_images: training on rendered cars in data/{preset} "
+                f"instead, with the preset {preset}.\nFor Carvana's, download Kaggle's two zips "
+                "and run: python prepare_data.py train.zip train_masks.zip"
+            )
+        cfg = options.load(config, base_preset=preset)
+    _render_missing_cars(cfg, config.PRESETS)
+    check_folders(*data_folders(cfg), suffix=cfg.MASK_SUFFIX)
+    _check_outputs(cfg)
+    if _rank("RANK") == 0:  # the process that reads checkpoints
+        _check_checkpoints(cfg)
+    return cfg
+
+
+def data_folders(cfg: SimpleNamespace) -> list[tuple[str, str]]:
+    """Return (images, masks) of training and of validation."""
+    return [(cfg.TRAIN_IMG_DIR, cfg.TRAIN_MASK_DIR), (cfg.VAL_IMG_DIR, cfg.VAL_MASK_DIR)]
+
+
+def is_rendered(cfg: SimpleNamespace, presets: dict, *names: str) -> bool:
+    """Return whether training is on the rendered cars of these presets, by default of any."""
+    folder = Path(cfg.TRAIN_IMG_DIR)
+    return any(folder == Path(presets[name]["TRAIN_IMG_DIR"]) for name in names or RENDERED_PRESETS)
+
+
+def _rank(variable: str) -> int:
+    """Return this process's RANK or LOCAL_RANK; torch, which knows it, is not imported yet."""
+    return int(os.environ.get(variable, "0"))
+
+
+def _preset_for_missing_data(cfg: SimpleNamespace) -> str | None:
+    """Return the preset of rendered cars that takes the place of data that are not there yet."""
+    folders = [folder for pair in data_folders(cfg) for folder in pair]
+    if folders != list(PREPARED_FOLDERS):
+        return None
+    if any(Path(folder).is_dir() and list_files(folder, "data") for folder in folders):
+        return None
+    if tuple(cfg.CLASSES) == PARTS:
+        return "parts"
+    return "demo" if len(cfg.CLASSES) == 1 else None
+
+
+def _render_missing_cars(cfg: SimpleNamespace, presets: dict) -> None:
+    """Render the cars of a preset, in one process of each machine; the others wait for it."""
+    if not is_rendered(cfg, presets):
+        return
+    folder = Path(cfg.TRAIN_IMG_DIR)
+    if not folder.exists() and _rank("LOCAL_RANK") == 0:
+        render_set(folder.parent, parts=is_rendered(cfg, presets, "parts"))
+    while not folder.exists():
+        time.sleep(POLL_SECONDS)
+
+
+def _check_outputs(cfg: SimpleNamespace) -> None:
+    """Raise UserError if a file or folder to write is something else, or two are the same."""
+    for name in ("CHECKPOINT_FILE", "BEST_CHECKPOINT_FILE"):
+        file = getattr(cfg, name)
+        if not file or (Path(file).exists() and not Path(file).is_file()):
+            option = options.option_name(name)
+            raise UserError(f"{option}: expected a file to write, found {file!r}; name another")
+    if os.path.abspath(cfg.CHECKPOINT_FILE) == os.path.abspath(cfg.BEST_CHECKPOINT_FILE):
+        raise UserError(
+            f"--checkpoint-file and --best-checkpoint-file are both {cfg.CHECKPOINT_FILE!r}; "
+            "one would overwrite the other"
+        )
+    folder = Path(cfg.SAVED_IMAGES_DIR)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(
+            f"--saved-images-dir: expected a folder, found the file {cfg.SAVED_IMAGES_DIR!r}; "
+            "name another"
+        )
+
+
+def _check_checkpoints(cfg: SimpleNamespace) -> None:
+    """Raise UserError if a checkpoint to read is not there."""
+    if cfg.INIT_WEIGHTS and not cfg.LOAD_MODEL and not Path(cfg.INIT_WEIGHTS).is_file():
+        raise UserError(
+            f"no checkpoint {cfg.INIT_WEIGHTS!r} to take weights from; name another with "
+            "--init-weights, or omit it"
+        )
+    if cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
+        raise UserError(
+            f"no checkpoint {cfg.CHECKPOINT_FILE!r} to resume from; omit --load-model to start over"
+        )

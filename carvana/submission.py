@@ -1,0 +1,128 @@
+"""The challenge's csv of run lengths, which an interrupted run continues."""
+
+import csv
+import glob
+import itertools
+import json
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from carvana import distributed
+from carvana.errors import REMEDIES, WriteError, error_summary, one_line, plural
+from carvana.files import replacing
+from carvana.submission_settings import settings_file
+
+HEADER = ("img", "rle_mask")  # of the challenge
+MAX_FIELD = 2**31 - 1  # characters; run lengths can be longer than csv's usual limit
+
+
+def run_lengths(mask: np.ndarray) -> str:
+    """Return "start length start length ..." of a mask, bool or uint8 0 and 1, (H, W).
+
+    Pixels are counted from 1, from left to right, then from top to bottom.
+    """
+    flat = np.concatenate([[False], mask.reshape(-1).astype(bool), [False]])
+    places = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    places[1::2] -= places[::2]
+    return " ".join(map(str, places))
+
+
+class Submission:
+    """A csv that grows by a row at a time. What an earlier run wrote to it stays.
+
+    Of several processes the first writes to it, the others to files beside it that are added at
+    the end, or by the next run.
+
+    Attributes:
+        done: the names that have a row.
+    """
+
+    def __init__(self, path: str | Path, settings: dict[str, Any]) -> None:
+        self.path = Path(path)
+        self.settings = settings
+        self.done: set[str] = set()
+        if distributed.FIRST and self.path.exists():
+            self._resume()
+        elif distributed.FIRST:
+            for shard in self._shards():  # of a csv that is gone
+                shard.unlink()
+        self.done = distributed.from_first(lambda: self.done)
+
+    def _resume(self) -> None:
+        with open(self.path, "rb+") as file:
+            file.truncate(_complete_bytes(file))  # drops the row in which the run ended
+        self._add_shards()
+        csv.field_size_limit(MAX_FIELD)
+        with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+            rows = itertools.islice(csv.reader(file), 1, None)
+            self.done = {row[0] for row in rows if row}
+        if self.done:
+            print(f"{self.path}: continuing after {plural(len(self.done), 'row')}")
+
+    def __enter__(self) -> "Submission":
+        path = self.path
+        if distributed.FIRST:
+            with replacing(settings_file(self.path)) as temporary:
+                temporary.write_text(json.dumps(self.settings))
+        else:
+            path = self.path.with_name(f".{self.path.name}.{distributed.RANK}")
+        # surrogateescape: names of files need not be text
+        self.file = open(path, "a", newline="", encoding="utf-8", errors="surrogateescape")
+        self.writer = csv.writer(self.file, lineterminator="\n")
+        if self.file.tell() == 0 and distributed.FIRST:
+            self._write_row(HEADER)
+        return self
+
+    def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.file.close()
+        except OSError:
+            if failure is None:  # else the full disk that it fails on is what is reported already
+                raise
+        if failure is None and distributed.FIRST:
+            self._add_shards()
+
+    def add(self, name: str, runs: str) -> None:
+        """Add a row; it is in the file when this returns.
+
+        Raises:
+            WriteError: it cannot be written; the next run drops what there is of it.
+        """
+        self._write_row((name, runs))
+        self.done.add(name)
+
+    def _write_row(self, row: tuple[str, str]) -> None:
+        try:
+            self.writer.writerow(row)
+            self.file.flush()
+        except OSError as error:
+            remedy = REMEDIES.get(error.errno, "check the path")
+            raise WriteError(
+                f"{one_line(self.path)} cannot be written ({error_summary(error)}); {remedy}"
+            ) from error
+
+    def _shards(self) -> list[Path]:
+        """Return the files that other processes write."""
+        return sorted(self.path.parent.glob(f".{glob.escape(self.path.name)}.[0-9]*"))
+
+    def _add_shards(self) -> None:
+        """Move what other processes wrote into the csv: whole rows of photographs it lacks."""
+        for path in self._shards():
+            with open(self.path, "rb") as file:
+                present = {_name_in(line) for line in file}
+            with open(path, "rb") as shard, open(self.path, "ab") as file:
+                for line in shard:
+                    if line.endswith(b"\n") and _name_in(line) not in present:
+                        file.write(line)
+            path.unlink()
+
+
+def _name_in(line: bytes) -> bytes:
+    return line.rsplit(b",", 1)[0]
+
+
+def _complete_bytes(file: BinaryIO) -> int:
+    """Return how many bytes of a file are whole lines."""
+    return sum(len(line) for line in file if line.endswith(b"\n"))

@@ -1,0 +1,25 @@
+"""What a submission's csv was written with. Needs no torch: a wrong csv is refused at once."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+
+def run_settings(model: str | Path, threshold: float | None, tta: bool) -> dict[str, Any]:
+    """Return what must be the same for a csv to be continued."""
+    digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
+    return {"model": digest, "threshold": threshold, "tta": tta}
+
+
+def settings_of(path: str | Path) -> dict[str, Any] | None:
+    """Return the settings that a csv was written with; None if they are not known."""
+    try:
+        return json.loads(settings_file(Path(path)).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def settings_file(path: Path) -> Path:
+    """Return the file beside a csv that holds its settings."""
+    return path.with_name(f".{path.name}.run")
