@@ -1,132 +1,140 @@
-"""Draw the network of config.py's constants, as a forward pass finds it: python docs/unet.py [--preset NAME] [--any-constant VALUE ...]
+"""Draw the network of config.py's constants, as a forward pass finds it, to docs/unet.svg.
 
-Writes unet.svg beside this file."""
+python tools/draw_unet.py [--preset NAME] [--any-constant VALUE ...]
+"""
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402
+import torch
+from jinja2 import Environment, FileSystemLoader
+from torch import nn
 
-import config  # noqa: E402
-from model import UNET, DoubleConv  # noqa: E402
-from pictures import replacing, user_errors  # noqa: E402
+import config
+from carvana import options
+from carvana.errors import user_errors
+from carvana.files import replacing
+from model import UNET, DoubleConv
 
-STEP, TALL, SHRINK, GAP = (
-    92,
-    150,
-    0.66,
-    46,
-)  # pixels: from block to block, the first level's height, the next one's share of it, between levels
-STYLE = """
-svg { color-scheme: light dark } text { font: 13px system-ui, sans-serif; fill: #1c1c1e } .small { font-size: 11px; fill: #55555c }
-.block { fill: #bcd9ee; stroke: #0060a8 } .deep { fill: #f6d6a8; stroke: #a86400 } .image { fill: #d9d9de; stroke: #77777f }
-.way { fill: none; stroke: #55555c; stroke-width: 1.6; marker-end: url(#head) } .skip { stroke-dasharray: 5 4 } .down { stroke: #b03a2e } .up { stroke: #1e7d4b } marker path { fill: #55555c }
-@media (prefers-color-scheme: dark) { text { fill: #ececf0 } .small { fill: #b0b0ba } .block { fill: #1d4866; stroke: #6cb8f0 } .deep { fill: #5c4219; stroke: #eeb55c }
-  .image { fill: #3a3a42; stroke: #9a9aa4 } .way { stroke: #b0b0ba } .down { stroke: #ff8f80 } .up { stroke: #6fd3a0 } marker path { fill: #b0b0ba } }
-"""
+PICTURE = Path(__file__).resolve().parent.parent / "docs" / "unet.svg"
+STEP = 92  # pixels from block to block
+FIRST_HEIGHT = 150  # pixels of a block on the first level
+SHRINK = 0.66  # of the height, from level to level
+MIN_HEIGHT = 20
+GAP = 46  # pixels between levels
+TOP = 56
+Shape = tuple[int, int, int]  # channels, height, width
 
 
-def shapes(model, size):
-    """A forward pass of one image -> (C, H, W) of the input, of what each DoubleConv returns, in order, and of the output."""
-    found = [(model.in_channels, *size)]
-    hooks = [
-        module.register_forward_hook(
-            lambda module, inputs, output: found.append(tuple(output.shape[1:]))
-        )
-        for module in model.modules()
-        if isinstance(module, DoubleConv)
-    ]
+class Block(NamedTuple):
+    """What a module returns, as a rectangle; pixels of the drawing."""
+
+    kind: str  # image, block or deep
+    channels: int
+    size: str
+    x: float  # of its middle
+    top: float
+    width: float
+    height: float
+
+    @property
+    def left(self) -> float:
+        return self.x - self.width / 2
+
+    @property
+    def right(self) -> float:
+        return self.x + self.width / 2
+
+    @property
+    def middle(self) -> float:
+        return self.top + self.height / 2
+
+    @property
+    def bottom(self) -> float:
+        return self.top + self.height
+
+
+def find_shapes(model: nn.Module, size: tuple[int, int]) -> list[Shape]:
+    """Run one image through a network.
+
+    Returns:
+        (C, H, W) of the input, of what each DoubleConv returns, in order, and of the output.
+    """
+    recorder = ShapeRecorder()
+    blocks = [module for module in model.modules() if isinstance(module, DoubleConv)]
+    hooks = [block.register_forward_hook(recorder) for block in blocks]
     with torch.no_grad():
         output = model.eval()(torch.zeros(1, model.in_channels, *size))
     for hook in hooks:
         hook.remove()
-    return [*found, tuple(output.shape[1:])]
+    return [(model.in_channels, *size), *recorder.shapes, tuple(output.shape[1:])]
 
 
-def svg(model, size):
-    """The picture as text."""
-    found = shapes(model, size)
-    levels = (len(found) - 3) // 2
-    tops, heights, y = [], [], 56
-    for level in range(levels + 1):
-        heights.append(max(20, TALL * SHRINK**level))
-        tops.append(y)
-        y += heights[-1] + GAP
-    width, height = STEP * (2 * levels + 2) + 100, y + 46
-    drawn, centres = [], []
-    for i, (channels, rows, columns) in enumerate(found):
-        image = i in (0, len(found) - 1)
-        level = 0 if image else min(i - 1, len(found) - 2 - i)
-        wide = 14 if image else 10 + 4.2 * (channels.bit_length() - 1)
-        x, top, tall = 50 + STEP * i, tops[level], heights[level]
-        centres.append((x, top + tall / 2, wide / 2, top, top + tall))
-        kind = "image" if image else "deep" if level == levels else "block"
-        drawn.append(
-            f'<rect class="{kind}" x="{x - wide / 2:.1f}" y="{top:.1f}" width="{wide:.1f}" height="{tall:.1f}" rx="3"/>'
-        )
-        drawn.append(f'<text x="{x:.1f}" y="{top - 7:.1f}" text-anchor="middle">{channels}</text>')
-        drawn.append(
-            f'<text class="small" x="{x:.1f}" y="{top + tall + 15:.1f}" text-anchor="middle">{rows}×{columns}</text>'
-        )
-    last = len(found) - 1
-    for i, ((x, y, half, top, bottom), (to_x, to_y, to_half, to_top, to_bottom)) in enumerate(
-        zip(centres, centres[1:])
-    ):
-        if i in (0, last - 1):
-            drawn.append(
-                f'<path class="way" d="M{x + half + 3:.1f} {y:.1f}H{to_x - to_half - 5:.1f}"/>'
-            )
-        elif to_top > top:  # down a level
-            drawn.append(
-                f'<path class="way down" d="M{x + half + 3:.1f} {bottom - 8:.1f}H{to_x:.1f}V{to_top - 24:.1f}"/>'
-            )
-        else:
-            drawn.append(
-                f'<path class="way up" d="M{x + half + 3:.1f} {top + 8:.1f}H{to_x:.1f}V{to_bottom + 22:.1f}"/>'
-            )
-    for level in range(levels):
-        (x, y, half, top, _), (to_x, _, to_half, _, _) = (
-            centres[1 + level],
-            centres[last - 1 - level],
-        )
-        drawn.append(
-            f'<path class="way skip" d="M{x + half + 3:.1f} {top + 12:.1f}H{to_x - to_half - 5:.1f}"/>'
-        )
-    folded = (
-        f", {model.unshuffle}x{model.unshuffle} pixels to channels first"
-        if model.unshuffle > 1
-        else ""
+class ShapeRecorder:
+    """A forward hook that remembers the shapes of outputs."""
+
+    def __init__(self) -> None:
+        self.shapes: list[Shape] = []
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        self.shapes.append(tuple(output.shape[1:]))
+
+
+def place_blocks(shapes: list[Shape]) -> list[Block]:
+    """Return a block for each shape: left to right, down to the bottleneck and up again."""
+    deepest = (len(shapes) - 3) // 2
+    heights = [max(MIN_HEIGHT, FIRST_HEIGHT * SHRINK**level) for level in range(deepest + 1)]
+    tops = [TOP + sum(heights[:level]) + GAP * level for level in range(deepest + 1)]
+    blocks = []
+    last = len(shapes) - 1
+    for i, (channels, rows, columns) in enumerate(shapes):
+        level = min(i - 1, last - 1 - i)
+        kind = "deep" if level == deepest else "block"
+        width = 10 + 4.2 * (channels.bit_length() - 1)
+        if i in (0, last):
+            level = 0
+            kind = "image"
+            width = 14
+        x = 50 + STEP * i
+        size = f"{rows}×{columns}"
+        blocks.append(Block(kind, channels, size, x, tops[level], width, heights[level]))
+    return blocks
+
+
+def draw(model: nn.Module, size: tuple[int, int]) -> str:
+    """Return the drawing of a network for images of this size (H, W), as SVG."""
+    blocks = place_blocks(find_shapes(model, size))
+    deepest = (len(blocks) - 3) // 2
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    title = f"UNET, {parameters / 1e6:.2f} M parameters"
+    if model.unshuffle > 1:
+        title += f", {model.unshuffle}x{model.unshuffle} pixels to channels first"
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
     )
-    parameters = sum(p.numel() for p in model.parameters())
-    legend = (
-        f'<text x="{width / 2:.0f}" y="20" text-anchor="middle">UNET, {parameters / 1e6:.2f} M parameters{folded}</text>'
-        + "".join(
-            f'<path class="way {kind}" d="M{x:.0f} {height - 36:.0f}h34"/><text class="small" x="{x + 42:.0f}" y="{height - 32:.0f}">{words}</text>'
-            for x, kind, words in (
-                (20, "skip", "skip connection"),
-                (190, "down", "2x2 max pooling"),
-                (360, "up", "2x2 transposed convolution"),
-            )
-        )
-        + f'<text class="small" x="20" y="{height - 10:.0f}">blocks: (3x3 convolution, BatchNorm, ReLU) twice; channels above, size below</text>'
+    return environment.get_template("unet.svg.jinja").render(
+        title=title,
+        blocks=blocks,
+        pairs=list(zip(blocks, blocks[1:], strict=False)),
+        skips=[(blocks[1 + level], blocks[-2 - level]) for level in range(deepest)],
+        width=STEP * len(blocks) + 8,
+        height=max(block.bottom for block in blocks) + GAP + 46,
     )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="The U-Net: {" ".join(str(one[0]) for one in found)} channels from input to output">\n'
-        f'<style>{STYLE}</style>\n<defs><marker id="head" viewBox="0 0 8 8" refX="6" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>\n'
-        + "\n".join(drawn)
-        + f"\n{legend}\n</svg>\n"
-    )
+
+
+def main() -> None:
+    """Draw the network of the constants."""
+    cfg = options.load(config, description=__doc__)
+    network = UNET(cfg.IN_CHANNELS, len(cfg.CLASSES), cfg.FEATURES, cfg.UNSHUFFLE)
+    with replacing(PICTURE) as temporary:
+        drawing = draw(network, (cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH))
+        temporary.write_text(drawing, encoding="utf-8")
+    print(PICTURE)
 
 
 if __name__ == "__main__":
     with user_errors():
-        cfg = config.load(description=__doc__)
-        network = UNET(cfg.IN_CHANNELS, len(cfg.CLASSES), cfg.FEATURES, cfg.UNSHUFFLE)
-        path = Path(__file__).with_name("unet.svg")
-        with replacing(path) as temporary:
-            temporary.write_text(
-                svg(network, (cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH)), encoding="utf-8"
-            )
-        print(path)
+        main()

@@ -1,144 +1,70 @@
-"""Where the time goes, and how much less of it than the plain recipe takes: python benchmark.py [--parts PART ...]
-
-The plain recipe is what tutorials do: every epoch decodes the full-size files in two workers, and the network computes
-in float32 with channels first. It is written below and runs in a process of its own, ours in another. The two take
-turns; each figure is the median of --rounds turns. Leave the machine to it meanwhile."""
+"""The recipes that benchmark.py compares; each method returns {name: seconds per image}."""
 
 import argparse
-import contextlib
-import json
 import multiprocessing
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import albumentations as A
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-import config
-from pictures import (
-    UserError,
-    check_folders,
-    find_pairs,
-    keep_freed_memory,
-    refuse,
-    replacing,
-    user_errors,
-)
+import train
+from carvana.device import amp_dtype, find_device
+from carvana.errors import UserError
+from carvana.images import PILLOW_MODES
+from carvana.model_config import model_config
+from carvana.optim import make_optimizer
+from carvana.pairs import find_pairs
+from carvana.threads import keep_freed_memory
+from dataset import CarvanaDataset, make_loader, train_transform, val_transform
+from model import UNET
+from utils import check_accuracy, load_model
 
-PARTS = ("reading", "loader", "step", "epoch", "evaluation", "inference", "scaling")
-SIZE = (config.IMAGE_HEIGHT, config.IMAGE_WIDTH)
-PLAIN_FILES = 32  # photographs in a turn of plain inference
 READ = 32  # pairs in a turn of reading
+PLAIN_FILES = 32  # photographs in a turn of plain inference
+MATRIX_SIDE = {"cuda": 8192}  # of the matrix product that counts as the peak
+DEFAULT_MATRIX_SIDE = 2048
+PEAK_RUNS = 10
+Times = dict[str, float]
 
 
-def arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.error = refuse
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        choices=PARTS,
-        default=PARTS,
-        metavar="PART",
-        help=f"some of {' '.join(PARTS)}; all by default",
-    )
-    parser.add_argument(
-        "--images",
-        metavar="DIR",
-        default=config.TRAIN_IMG_DIR,
-        help="photographs; default %(default)s",
-    )
-    parser.add_argument(
-        "--masks",
-        metavar="DIR",
-        default=config.TRAIN_MASK_DIR,
-        help="their masks; default %(default)s",
-    )
-    parser.add_argument(
-        "--features",
-        type=int,
-        nargs="+",
-        default=config.FEATURES,
-        metavar="N",
-        help="of the network; default %(default)s",
-    )
-    parser.add_argument(
-        "--batch-size",
-        type=int,
-        default=config.BATCH_SIZE,
-        metavar="N",
-        help="images a step; default %(default)s",
-    )
-    parser.add_argument(
-        "--steps", type=int, default=4, metavar="N", help="steps in a turn; default %(default)s"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=3, metavar="N", help="turns of each; default %(default)s"
-    )
-    parser.add_argument(
-        "--scales",
-        type=int,
-        nargs="+",
-        default=[100, 1000, 10_000],
-        metavar="N",
-        help="images, for the part scaling; default %(default)s",
-    )
-    parser.add_argument(
-        "--model",
-        metavar="CKPT",
-        default=config.BEST_CHECKPOINT_FILE,
-        help="checkpoint, for the part inference; default %(default)s",
-    )
-    parser.add_argument(
-        "--files",
-        type=int,
-        default=512,
-        metavar="N",
-        help="photographs, for the part inference; default %(default)s",
-    )
-    parser.add_argument(
-        "--device",
-        default="auto",
-        choices=("auto", "cuda", "mps", "cpu"),
-        help="auto takes the first there is",
-    )
-    parser.add_argument("--json", metavar="FILE", help="write all figures there")
-    args = parser.parse_args()
-    if min(args.batch_size, args.steps, args.rounds, args.files, *args.features, *args.scales) < 1:
-        raise UserError(
-            "expected --batch-size, --steps, --rounds, --files, --features and --scales of at least 1"
-        )
-    if not Path(args.model).is_file():
-        if args.parts != PARTS and "inference" in args.parts:
-            raise UserError(
-                f"no checkpoint {args.model!r} for the part inference; train one, or name another with --model"
-            )
-        args.parts = [part for part in args.parts if part != "inference"]
-    if args.json and not Path(args.json).absolute().parent.is_dir():
-        raise UserError(
-            f"no folder {str(Path(args.json).parent)!r} to write --json {args.json} to; make it first"
-        )
-    check_folders((args.images, args.masks))
-    return args
+def timed(work: Callable[[], Any]) -> float:
+    """Return the seconds that work() takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
-# ---------------------------------------------------------------- the two sides: a part -> {what: seconds per image}
+def start_recipe(recipe: type, args: argparse.Namespace) -> Any:
+    """Return a recipe, in a process of its own that prints nothing."""
+    # Loaders' workers start in the system's own way, as in a training.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end of the process)
+    if recipe is OurRecipe:
+        keep_freed_memory()
+    return recipe(args, find_device(args.device))
+
+
+# ---------------------------------------------------------------- as tutorials do it
 
 
 class PlainDataset:
-    def __init__(self, pairs, transform):
-        self.pairs, self.transform = pairs, transform
+    """Pairs that are decoded whole at each access."""
 
-    def __getitem__(self, index):
+    def __init__(self, pairs: list, transform: Callable) -> None:
+        self.pairs = pairs
+        self.transform = transform
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image_path, mask_path = self.pairs[index]
         image = np.array(Image.open(image_path).convert("RGB"))
         mask = np.array(Image.open(mask_path).convert("L"), dtype=np.float32)
@@ -147,34 +73,26 @@ class PlainDataset:
         return item["image"], item["mask"]
 
 
-class Plain:
+class PlainRecipe:
     """What tutorials do."""
 
-    def __init__(self, args, device):
-        import albumentations as A
-        import torch
-        from albumentations.pytorch import ToTensorV2
-
-        from model import UNET
-
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         transform = A.Compose(
             [
-                A.Resize(*SIZE),
+                A.Resize(*args.size),
                 A.Rotate(limit=35, p=1.0),
                 A.HorizontalFlip(p=0.5),
                 A.VerticalFlip(p=0.1),
-                A.Normalize(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), max_pixel_value=255.0),
-                ToTensorV2(),
+                A.Normalize(mean=(0.0,) * 3, std=(1.0,) * 3, max_pixel_value=255.0),
+                A.ToTensorV2(),
             ]
         )
-        self.dataset, self.device, self.images = (
-            PlainDataset(find_pairs(args.images, args.masks), transform),
-            device,
-            args.batch_size * args.steps,
-        )
+        self.device = device
+        self.images = args.batch_size * args.steps
+        self.dataset = PlainDataset(find_pairs(args.images, args.masks), transform)
         self.model = UNET(features=args.features).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4)
-        self.loss_fn = torch.nn.BCEWithLogitsLoss()
+        self.loss_fn = nn.BCEWithLogitsLoss()
         order = [i % len(self.dataset.pairs) for i in range(self.images)]
         self.batches = torch.utils.data.DataLoader(
             self.dataset,
@@ -186,462 +104,200 @@ class Plain:
         self.ready = [next(iter(self.batches))] * args.steps
         self.train(self.ready[:1])
 
-    def train(self, batches):
+    def train(self, batches: Any) -> None:
+        """Train for one epoch."""
         self.model.train()
         for images, masks in batches:
-            images, masks = images.to(self.device), masks.unsqueeze(1).to(self.device)
+            images = images.to(self.device)
+            masks = masks.unsqueeze(1).to(self.device)
             loss = self.loss_fn(self.model(images), masks)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             loss.item()  # as their progress bars do
 
-    def evaluate(self):
-        import torch
-
+    def evaluate(self) -> None:
+        """Score all batches."""
         self.model.eval()
         with torch.no_grad():
             for images, masks in self.batches:
-                predicted = (torch.sigmoid(self.model(images.to(self.device))) > 0.5).float()
+                logits = self.model(images.to(self.device))
+                predicted = (torch.sigmoid(logits) > 0.5).float()
                 masks = masks.unsqueeze(1).to(self.device)
                 (2 * (predicted * masks).sum() / (predicted + masks).sum()).item()
 
-    def reading(self):
-        return {
-            "plain": timed(lambda: [self.dataset[i % len(self.dataset.pairs)] for i in range(READ)])
-            / READ
-        }
+    def read(self) -> None:
+        """Read READ pairs."""
+        for i in range(READ):
+            self.dataset[i % len(self.dataset.pairs)]
 
-    def loader(self):
+    def reading(self) -> Times:
+        """Time reading and augmenting."""
+        return {"plain": timed(self.read) / READ}
+
+    def loader(self) -> Times:
+        """Time the loader alone."""
         return {"plain": timed(lambda: list(self.batches)) / self.images}
 
-    def step(self):
+    def step(self) -> Times:
+        """Time steps on batches at hand."""
         return {"plain": timed(lambda: self.train(self.ready)) / self.images}
 
-    def epoch(self):
+    def epoch(self) -> Times:
+        """Time steps with reading."""
         return {"plain": timed(lambda: self.train(self.batches)) / self.images}
 
-    def evaluation(self):
+    def evaluation(self) -> Times:
+        """Time an evaluation."""
         return {"plain": timed(self.evaluate) / self.images}
 
 
-class Ours:
+class PlainInference:
+    """Predict as tutorials do: one photograph at a time, decoded whole, in float32."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        model = load_model(args.model, device)
+        self.model = model.to(memory_format=torch.contiguous_format)
+        self.device = device
+        trained = model_config(self.model)
+        channels = trained["IN_CHANNELS"]
+        self.mode = PILLOW_MODES[channels]
+        self.transform = A.Compose(
+            [
+                A.Resize(trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]),
+                A.Normalize(
+                    mean=(trained["MEAN"] * 3)[:channels], std=(trained["STD"] * 3)[:channels]
+                ),
+                A.ToTensorV2(),
+            ]
+        )
+        self.paths = [image for image, _ in find_pairs(args.images, args.masks)][:PLAIN_FILES]
+
+    def inference(self) -> Times:
+        """Time the way from photographs to masks."""
+        with tempfile.TemporaryDirectory() as out, torch.no_grad():
+            return {"plain": timed(partial(self.predict, out)) / len(self.paths)}
+
+    def predict(self, out: str) -> None:
+        """Write the mask of each photograph to a folder."""
+        for path in self.paths:
+            photograph = Image.open(path).convert(self.mode)
+            image = self.transform(image=np.atleast_3d(photograph))["image"][None].to(self.device)
+            mask = (torch.sigmoid(self.model(image)) > 0.5)[0, 0].cpu().numpy()
+            picture = Image.fromarray(mask.astype(np.uint8) * 255).resize(photograph.size)
+            picture.save(f"{out}/{path.stem}.png")
+
+
+# ---------------------------------------------------------------- as train.py does it
+
+
+class ReadyBatches(list):
+    """Batches at hand, as a loader for train_fn."""
+
+    sampler = None
+
+    @property
+    def dataset(self) -> range:
+        """Return something as long as the batches' images."""
+        return range(sum(len(images) for images, _ in self))
+
+
+class OurRecipe:
     """The same with what train.py is made of."""
 
-    def __init__(self, args, device):
-        import torch
-
-        import train  # what is measured is train_fn itself
-        import utils
-        from dataset import CarvanaDataset, train_transform, val_transform
-        from device import amp_dtype
-        from model import UNET
-        from recipe import make_optimizer
-
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
         torch.backends.cudnn.benchmark = True
-        self.images, self.device, self.dtype = (
-            args.batch_size * args.steps,
-            device,
-            amp_dtype(device),
-        )
-        sets = {"ours": None, "ours, cached": config.CACHE_DIR}
-        sets = {
-            what: CarvanaDataset(
-                args.images, args.masks, train_transform(), size=SIZE, cache_dir=folder
+        self.device = device
+        self.dtype = amp_dtype(device)
+        self.size = args.size
+        self.images = args.batch_size * args.steps
+        self._make_loaders(args)
+        self.model = UNET(features=args.features).to(device, memory_format=torch.channels_last)
+        self.optimizer = make_optimizer("adam", self.model.parameters(), 1e-4, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.loss_fn = nn.BCEWithLogitsLoss()
+        self.train(self.ready)
+
+    def _make_loaders(self, args: argparse.Namespace) -> None:
+        self.sets = {
+            name: CarvanaDataset(
+                args.images, args.masks, train_transform(), size=args.size, cache_dir=folder
             )
-            for what, folder in sets.items()
+            for name, folder in (("ours", None), ("ours, cached", args.cache_dir))
         }
         val = CarvanaDataset(
-            args.images, args.masks, val_transform(), size=SIZE, cache_dir=config.CACHE_DIR
+            args.images, args.masks, val_transform(), size=args.size, cache_dir=args.cache_dir
         )
         if val.cache is None:
             raise UserError(
-                f"no cache could be made in {config.CACHE_DIR}; set CACHE_DIR to a disk with room"
+                f"no cache could be made in {args.cache_dir}; set CACHE_DIR to a disk with room"
             )
         val.pairs = val.pairs[: self.images]
         order = [(0, i % len(val.pairs)) for i in range(self.images)]
-        self.sets = sets
         self.loaders = {
-            what: utils.make_loader(dataset, args.batch_size, -1, True, order)
-            for what, dataset in sets.items()
+            name: make_loader(dataset, args.batch_size, -1, True, order)
+            for name, dataset in self.sets.items()
         }
-        self.val_loader = utils.make_loader(val, args.batch_size, -1, True)
-        self.ready = Batches([next(iter(self.loaders["ours, cached"]))] * args.steps)
-        self.model = UNET(features=args.features).to(device, memory_format=torch.channels_last)
-        optimizer = make_optimizer("adam", self.model.parameters(), 1e-4, device)
-        scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        loss_fn = torch.nn.BCEWithLogitsLoss()
-        self.train = lambda loader: train.train_fn(loader, self.model, optimizer, loss_fn, scaler)
-        self.evaluate = lambda full_size: utils.check_accuracy(
-            self.val_loader, self.model, device, loss_fn, full_size=full_size
-        )
-        self.train(self.ready)
+        self.val_loader = make_loader(val, args.batch_size, -1, True)
+        batch = next(iter(self.loaders["ours, cached"]))
+        self.ready = ReadyBatches([batch] * args.steps)
 
-    def reading(self):
-        def read(dataset):
-            for i in range(READ):
-                dataset[0, i % len(dataset)]
+    def train(self, loader: Any) -> None:
+        """Train for one epoch, by the function that is measured."""
+        train.train_fn(loader, self.model, self.optimizer, self.loss_fn, self.scaler)
 
-        return {what: timed(lambda: read(dataset)) / READ for what, dataset in self.sets.items()}
+    def evaluate(self, full_size: bool) -> None:
+        """Score all validation images."""
+        check_accuracy(self.val_loader, self.model, self.device, self.loss_fn, full_size=full_size)
 
-    def loader(self):
+    def read(self, dataset: CarvanaDataset) -> None:
+        """Read READ pairs."""
+        for i in range(READ):
+            dataset[0, i % len(dataset)]
+
+    def reading(self) -> Times:
+        """Time reading and augmenting."""
         return {
-            what: timed(lambda: list(loader)) / self.images for what, loader in self.loaders.items()
+            name: timed(partial(self.read, dataset)) / READ for name, dataset in self.sets.items()
         }
 
-    def step(self):
+    def loader(self) -> Times:
+        """Time the loaders alone."""
+        return {
+            name: timed(partial(list, loader)) / self.images
+            for name, loader in self.loaders.items()
+        }
+
+    def step(self) -> Times:
+        """Time steps on batches at hand."""
         return {"ours": timed(lambda: self.train(self.ready)) / self.images}
 
-    def epoch(self):
-        alone = {"ours, step alone": timed(lambda: self.train(self.ready)) / self.images}
-        return alone | {
-            what: timed(lambda: self.train(loader)) / self.images
-            for what, loader in self.loaders.items()
-        }
+    def epoch(self) -> Times:
+        """Time steps with reading, and without."""
+        times = {"ours, step alone": timed(lambda: self.train(self.ready)) / self.images}
+        for name, loader in self.loaders.items():
+            times[name] = timed(partial(self.train, loader)) / self.images
+        return times
 
-    def evaluation(self):
+    def evaluation(self) -> Times:
+        """Time an evaluation."""
         count = len(self.val_loader.dataset)
         return {
             "ours": timed(lambda: self.evaluate(False)) / count,
             "ours, at full size too": timed(lambda: self.evaluate(True)) / count,
         }
 
-    def peak(self):
-        """FLOP/s of a large square matrix product in the precision that the network computes in: the best of ten."""
-        import torch
+    def peak(self) -> float:
+        """Return the FLOP/s of a large matrix product in the network's precision."""
+        side = MATRIX_SIDE.get(self.device.type, DEFAULT_MATRIX_SIDE)
+        a = torch.randn(side, side, device=self.device).to(self.dtype)
+        b = torch.randn(side, side, device=self.device).to(self.dtype)
+        # Reading an element waits for a GPU.
+        seconds = min(timed(lambda: (a @ b)[0, 0].item()) for _ in range(PEAK_RUNS))
+        return 2 * side**3 / seconds
 
-        n = 8192 if self.device.type == "cuda" else 2048
-        a, b = (torch.randn(n, n, device=self.device).to(self.dtype) for _ in range(2))
-
-        def multiply():
-            (a @ b)[0, 0].item()  # waits for a GPU
-
-        return 2 * n**3 / min(timed(multiply) for _ in range(10))
-
-    def flops(self):
-        """Floating-point operations of a training step, per image, by torch's counter."""
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
-
+    def flops(self) -> int:
+        """Return the floating-point operations of a training step, per image."""
         with FlopCounterMode(display=False) as counter:
-            self.model(torch.zeros(1, 3, *SIZE, device=self.device)).sum().backward()
+            self.model(torch.zeros(1, 3, *self.size, device=self.device)).sum().backward()
         return counter.get_total_flops()
-
-
-class Batches(list):
-    """Batches at hand, as a loader for train_fn."""
-
-    @property
-    def dataset(self):
-        return range(sum(len(images) for images, _ in self))
-
-
-def timed(work):
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def serve(connection, side, args, start_method):
-    """A process of one side: receives the names of methods, sends what they return."""
-    multiprocessing.set_start_method(
-        start_method, force=True
-    )  # of loaders' workers: the system's own, as in a training
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        try:
-            if side is Ours:
-                keep_freed_memory()
-            from device import find_device
-
-            worker = side(args, find_device(args.device))
-            connection.send(None)
-            while name := connection.recv():
-                connection.send(getattr(worker, name)())
-        except Exception as error:
-            connection.send(error)
-
-
-class Process:
-    """call(name) -> what the side's method returns."""
-
-    def __init__(self, side, args):
-        self.connection, theirs = multiprocessing.get_context("spawn").Pipe()
-        multiprocessing.get_context("spawn").Process(
-            target=serve, args=(theirs, side, args, multiprocessing.get_start_method())
-        ).start()
-        theirs.close()
-        self.answer()
-
-    def answer(self):
-        result = self.connection.recv()
-        if isinstance(result, Exception):
-            raise result
-        return result
-
-    def call(self, name):
-        self.connection.send(name)
-        return self.answer()
-
-
-# ---------------------------------------------------------------- inference.py as a command
-
-
-class PlainInference:
-    """As tutorials predict: a photograph at a time, decoded whole, float32, the mask resized by Pillow."""
-
-    def __init__(self, args, device):
-        import albumentations as A
-        import torch
-        from albumentations.pytorch import ToTensorV2
-
-        import utils
-        from device import config_of
-
-        self.model, self.device = (
-            utils.load_model(args.model, str(device)).to(memory_format=torch.contiguous_format),
-            device,
-        )
-        trained = config_of(self.model)
-        self.mode = {1: "L", 3: "RGB"}[trained["IN_CHANNELS"]]
-        mean, std = ((trained[name] * 3)[: trained["IN_CHANNELS"]] for name in ("MEAN", "STD"))
-        self.transform = A.Compose(
-            [
-                A.Resize(trained["IMAGE_HEIGHT"], trained["IMAGE_WIDTH"]),
-                A.Normalize(mean=mean, std=std),
-                ToTensorV2(),
-            ]
-        )
-        self.paths = [image for image, _ in find_pairs(args.images, args.masks)][:PLAIN_FILES]
-
-    def inference(self):
-        import torch
-
-        with tempfile.TemporaryDirectory() as out, torch.no_grad():
-
-            def predict():
-                for path in self.paths:
-                    photograph = Image.open(path).convert(self.mode)
-                    image = self.transform(image=np.atleast_3d(photograph))["image"][None].to(
-                        self.device
-                    )
-                    mask = (torch.sigmoid(self.model(image)) > 0.5)[0, 0].cpu().numpy()
-                    Image.fromarray(mask.astype(np.uint8) * 255).resize(photograph.size).save(
-                        f"{out}/{path.stem}.png"
-                    )
-
-            return {"plain": timed(predict) / len(self.paths)}
-
-
-def predict(args, count):
-    """Seconds of inference.py, as a command from its start to its end, for `count` photographs to their masks."""
-    paths = [image.resolve() for image, _ in find_pairs(args.images, args.masks)]
-    with tempfile.TemporaryDirectory() as folder:
-        os.mkdir(f"{folder}/photographs")
-        for i in range(count):
-            os.symlink(paths[i % len(paths)], f"{folder}/photographs/{i:06d}.jpg")
-        words = [
-            sys.executable,
-            Path(__file__).parent / "inference.py",
-            "--img",
-            f"{folder}/photographs",
-            "--no-overlay",
-            "--out",
-            f"{folder}/out",
-            "--model",
-            args.model,
-            "--device",
-            args.device,
-        ]
-        return timed(lambda: subprocess.run(words, check=True, stdout=subprocess.DEVNULL))
-
-
-# ---------------------------------------------------------------- how time and memory grow
-
-
-def grow(args, count, connection):
-    """Decode, load and evaluate `count` pairs in a process of its own -> seconds and bytes."""
-    keep_freed_memory()
-    import torch
-
-    import utils
-    from dataset import CarvanaDataset, EpochSampler, train_transform
-    from device import find_device
-    from model import UNET
-
-    device, highest, ended = find_device(args.device), [0], threading.Event()
-
-    def watch():
-        while not ended.wait(0.02):
-            highest[0] = max(highest[0], private_memory())
-
-    pairs = find_pairs(args.images, args.masks)
-    with (
-        tempfile.TemporaryDirectory(dir=Path(args.images).parent) as folder,
-        open(os.devnull, "w") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-    ):
-        for kind, at in (("images", 0), ("masks", 1)):
-            os.mkdir(f"{folder}/{kind}")
-            for i in range(count):
-                path = pairs[i % len(pairs)][at].resolve()
-                os.symlink(path, f"{folder}/{kind}/{i // len(pairs):04d}_{path.name}")
-        threading.Thread(target=watch, daemon=True).start()
-        dataset = []
-        find = timed(lambda: find_pairs(f"{folder}/images", f"{folder}/masks"))
-        decode = timed(
-            lambda: dataset.append(
-                CarvanaDataset(
-                    f"{folder}/images",
-                    f"{folder}/masks",
-                    train_transform(),
-                    size=SIZE,
-                    cache_dir=f"{folder}/cache",
-                )
-            )
-        )
-        loader = utils.make_loader(dataset[0], args.batch_size, -1, True, EpochSampler(count))
-        model = UNET(features=[4, 8]).to(device, memory_format=torch.channels_last)
-        load = timed(lambda: [None for _ in loader])
-        evaluate = timed(lambda: utils.check_accuracy(loader, model, device))
-        ended.set()
-    connection.send(
-        {
-            "images": count,
-            "find_s": find,
-            "decode_s": decode,
-            "load_s": load,
-            "evaluate_s": evaluate,
-            "private_mb": highest[0] / 1e6,
-        }
-    )
-
-
-def private_memory():
-    """Bytes that belong to this process alone: what is mapped from the cache is the system's to take back. Linux only, else 0."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    return 0
-
-
-# ---------------------------------------------------------------- the report
-
-
-def machine(device):
-    import torch
-
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        name = next(
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        )
-    if device.type == "cuda":
-        name = f"{torch.cuda.get_device_name(device)}, {name}"
-    return f"{name}, {os.cpu_count()} cores; Python {platform.python_version()}, torch {torch.__version__}"
-
-
-def show(part, times, note=""):
-    """A table of what takes how long, as multiples of the last row."""
-    print(f"\n| {part} | ms per image | images/s | times ours |\n|---|---:|---:|---:|")
-    *_, last = times.values()
-    for what, seconds in times.items():
-        print(f"| {what} | {1000 * seconds:.2f} | {1 / seconds:.1f} | {seconds / last:.2f} |")
-    if note:
-        print(f"\n{note}")
-
-
-def main(args):
-    from device import find_device
-
-    device = find_device(args.device)
-    os.environ["TQDM_DISABLE"] = "1"  # in the processes started from here
-    report = {
-        "machine": machine(device),
-        "features": args.features,
-        "batch_size": args.batch_size,
-        "size": SIZE,
-        "steps": args.steps,
-        "rounds": args.rounds,
-    }
-    print(
-        f"{report['machine']}\nfeatures {' '.join(map(str, args.features))}, batches of {args.batch_size} at {SIZE[0]}x{SIZE[1]}, "
-        f"medians of {args.rounds} turns of {args.steps} steps"
-    )
-    parts = [part for part in args.parts if part not in ("inference", "scaling")]
-    sides = [Process(side, args) for side in (Plain, Ours)] if parts else []
-    for part in parts:
-        rounds, peaks = [], []
-        for _ in range(args.rounds):
-            if part == "step":
-                peaks.append(sides[1].call("peak"))
-            rounds.append(sides[0].call(part) | sides[1].call(part))
-        times = {what: statistics.median(one[what] for one in rounds) for what in rounds[0]}
-        report[part] = times
-        note = ""
-        if part == "step":
-            report["flops_per_image"], report["peak_flops"] = sides[1].call("flops"), max(peaks)
-            report["share_of_peak"] = (
-                report["flops_per_image"] / times["ours"] / report["peak_flops"]
-            )
-            note = (
-                f"{report['flops_per_image'] / 1e9:.1f} GFLOP per image; ours reaches {100 * report['share_of_peak']:.0f} % of the "
-                f"{report['peak_flops'] / 1e9:,.0f} GFLOP/s of a large matrix product"
-            )
-        if part == "epoch":
-            report["epoch_to_step"] = times["ours, cached"] / times["ours, step alone"]
-            note = f"An epoch with a warm cache takes {report['epoch_to_step']:.3f} times its steps alone; the plain recipe takes {times['plain'] / times['ours, cached']:.2f} times ours."
-        show(part, times, note)
-    for side in sides:
-        side.connection.send(None)
-    if "inference" in args.parts:
-        plain, rounds = Process(PlainInference, args), []
-        for _ in range(args.rounds):
-            rounds.append(
-                plain.call("inference")
-                | {"ours, the whole command": predict(args, args.files) / args.files}
-            )
-        plain.connection.send(None)
-        report["inference"] = {
-            what: statistics.median(one[what] for one in rounds) for what in rounds[0]
-        }
-        first, torch_alone = (
-            statistics.median(timed(work) for _ in range(args.rounds))
-            for work in (
-                lambda: predict(args, 1),
-                lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True),
-            )
-        )
-        report["first_mask_s"], report["import_torch_s"] = first, torch_alone
-        show(
-            f"photograph to mask, {args.files} files",
-            report["inference"],
-            f"The first mask is there {first:.1f} s after the start of the process, {torch_alone:.1f} s of which `import torch` takes.",
-        )
-    if "scaling" in args.parts:
-        print(
-            "\n| images | finding and pairing, s | decoding into the cache, s | loading an epoch, s | evaluation, s | private memory, MB |\n"
-            + 6 * "|---:"
-            + "|"
-        )
-        report["scaling"] = []
-        context = multiprocessing.get_context("spawn")
-        for count in args.scales:
-            ours, theirs = context.Pipe()
-            context.Process(target=grow, args=(args, count, theirs)).start()
-            theirs.close()
-            row = ours.recv()
-            report["scaling"].append(row)
-            print(
-                f"| {count:,} | {row['find_s']:.1f} | {row['decode_s']:.1f} | {row['load_s']:.1f} | {row['evaluate_s']:.1f} | {row['private_mb']:.0f} |"
-            )
-    if args.json:
-        with replacing(args.json) as temporary:
-            temporary.write_text(json.dumps(report, indent=1))
-
-
-if __name__ == "__main__":
-    with user_errors():
-        main(arguments())

@@ -1,0 +1,96 @@
+"""How time and memory grow with the number of images."""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from carvana.device import find_device
+from carvana.pairs import find_pairs
+from carvana.sampling import EpochSampler
+from carvana.threads import keep_freed_memory
+from dataset import CarvanaDataset, make_loader, train_transform
+from model import UNET
+from tools.recipes import timed
+from utils import check_accuracy
+
+POLL_SECONDS = 0.02
+
+
+def start_growth(growth: type, args: argparse.Namespace) -> Any:
+    """Return a Growth, in a process of its own that prints nothing."""
+    keep_freed_memory()
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end of the process)
+    return growth(args)
+
+
+class Growth:
+    """Decode, load and evaluate so many images, and watch the memory."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.device = find_device(args.device)
+        self.dataset: CarvanaDataset | None = None
+        self.highest = 0  # bytes
+        self.ended = threading.Event()
+
+    def measure(self, count: int) -> dict[str, float]:
+        """Return seconds and megabytes for `count` pairs."""
+        with tempfile.TemporaryDirectory(dir=Path(self.args.images).parent) as folder:
+            self._link_pairs(Path(folder), count)
+            threading.Thread(target=self._watch_memory, daemon=True).start()
+            find_s = timed(lambda: find_pairs(f"{folder}/images", f"{folder}/masks"))
+            decode_s = timed(lambda: self._decode(Path(folder)))
+            loader = make_loader(self.dataset, self.args.batch_size, -1, True, EpochSampler(count))
+            model = UNET(features=[4, 8]).to(self.device, memory_format=torch.channels_last)
+            load_s = timed(lambda: [None for _ in loader])
+            evaluate_s = timed(lambda: check_accuracy(loader, model, self.device))
+            self.ended.set()
+        return {
+            "images": count,
+            "find_s": find_s,
+            "decode_s": decode_s,
+            "load_s": load_s,
+            "evaluate_s": evaluate_s,
+            "private_mb": self.highest / 1e6,
+        }
+
+    def _link_pairs(self, folder: Path, count: int) -> None:
+        """Fill folders with links to the pairs, under as many names as it takes."""
+        pairs = find_pairs(self.args.images, self.args.masks)
+        for kind, column in (("images", 0), ("masks", 1)):
+            (folder / kind).mkdir()
+            for i in range(count):
+                path = pairs[i % len(pairs)][column].resolve()
+                os.symlink(path, folder / kind / f"{i // len(pairs):04d}_{path.name}")
+
+    def _decode(self, folder: Path) -> None:
+        self.dataset = CarvanaDataset(
+            folder / "images",
+            folder / "masks",
+            train_transform(),
+            size=self.args.size,
+            cache_dir=folder / "cache",
+        )
+
+    def _watch_memory(self) -> None:
+        while not self.ended.wait(POLL_SECONDS):
+            self.highest = max(self.highest, private_memory())
+
+
+def private_memory() -> int:
+    """Return the bytes that belong to this process alone; 0 where there is no /proc.
+
+    What is mapped from the cache is the system's to take back.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
