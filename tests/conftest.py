@@ -1,106 +1,68 @@
+"""Fixtures, and what must be set before anything is imported."""
+
+import functools
 import os
+import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a process a core
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # which a shell's background jobs start without
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", "1")  # tests run side by side
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from PIL import Image  # noqa: E402
+import bad_input
+import helpers
+import pytest
 
-import demo_data  # noqa: E402
+from carvana import reports
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 
-def scene(seed, height=48, width=72):
-    """A rendered photograph (H, W, 3) uint8 of a car, and its mask (H, W) bool."""
-    rng = np.random.default_rng(seed)
-    return demo_data.render(
-        demo_data.new_car(rng),
-        demo_data.new_studio(rng),
-        seed % demo_data.ANGLES,
-        (height, width),
-        rng,
-    )
-
-
-def write_mask(path, mask):
-    """As Carvana's: a palette gif of 0 and 1 in black and white."""
-    gif = Image.fromarray(mask.astype(np.uint8), "L").convert("P")
-    gif.putpalette([0, 0, 0, 255, 255, 255])
-    gif.save(path)
-
-
-def write_pairs(images, masks, cars, angles=2, first=0, **size):
-    """cars x angles pairs, named and stored as Carvana's."""
-    for folder in (images, masks):
-        folder.mkdir(parents=True, exist_ok=True)
-    for car in range(first, first + cars):
-        for angle in range(1, angles + 1):
-            image, mask = scene(100 * car + angle, **size)
-            name = f"{car:012x}_{angle:02d}"
-            Image.fromarray(image).save(images / f"{name}.jpg", quality=92)
-            write_mask(masks / f"{name}_mask.gif", mask)
+@pytest.fixture(scope="session")
+def data_template(tmp_path_factory):
+    """A folder with data/ as prepare_data.py leaves it: 12 training and 6 validation pairs."""
+    folder = tmp_path_factory.mktemp("data_template")
+    data = folder / "data"
+    helpers.write_pairs(data / "train_images", data / "train_masks", cars=6)
+    helpers.write_pairs(data / "val_images", data / "val_masks", cars=3, first=100)
+    return folder
 
 
 @pytest.fixture
-def data(tmp_path):
-    """A working folder with data/ as prepare_data.py leaves it: 12 training and 6 validation pairs."""
-    write_pairs(tmp_path / "data/train_images", tmp_path / "data/train_masks", cars=6)
-    write_pairs(tmp_path / "data/val_images", tmp_path / "data/val_masks", cars=3, first=100)
+def data(tmp_path, data_template):
+    """A working folder of the test's own with the pairs of data_template."""
+    shutil.copytree(data_template, tmp_path, dirs_exist_ok=True)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A folder as a finished run leaves it, with the two zips that its data came from."""
+    return bad_input.make_finished_run(tmp_path_factory.mktemp("finished_run"))
 
 
 @pytest.fixture
 def run(tmp_path):
-    """run("train.py", "--seed", 1) -> the finished process, run as a command in tmp_path."""
+    """run("train.py", "--seed", 1, status=2): a script in this process, in tmp_path."""
+    return functools.partial(helpers.run_script, tmp_path)
 
-    def call(script, *words, status=0, cwd=tmp_path, env=None):
-        done = subprocess.run(
-            [sys.executable, "-W", "error::UserWarning:__main__", ROOT / script, *map(str, words)],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=os.environ | (env or {}),
-        )
-        assert done.returncode == status, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        if status == 2:
-            assert "Traceback" not in done.stderr
-        return done
 
-    return call
+@pytest.fixture
+def run_process(tmp_path):
+    """run_process("train.py", "--seed", 1, status=2): a script as a process, in tmp_path."""
+    return functools.partial(helpers.run_process, tmp_path)
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Trainings draw no pictures, which take most of their time."""
+    monkeypatch.setattr(reports, "write_training_report", lambda *_: None)
 
 
 @pytest.fixture
 def settings(data, monkeypatch):
-    """settings(NUM_EPOCHS=2) -> a configuration for train.main on the tiny data, the working folder being data's."""
-    import config
-
+    """settings(NUM_EPOCHS=2): constants for train.main; the working folder is data's."""
     monkeypatch.chdir(data)
-
-    def make(**changes):
-        cfg = config.load([])
-        vars(cfg).update(
-            {
-                "IMAGE_HEIGHT": 32,
-                "IMAGE_WIDTH": 48,
-                "FEATURES": [4, 8],
-                "LEARNING_RATE": 0.01,
-                "BATCH_SIZE": 4,
-                "NUM_WORKERS": 0,
-                "PRECISION": "fp32",
-                "SAVE_IMAGES_MAX": 1,
-            }
-            | changes
-        )
-        return cfg
-
-    return make
+    return helpers.tiny_settings

@@ -1,212 +1,239 @@
-"""Long campaigns against training as a command: killed, ended and out of space at random moments, and never a bit lost.
+"""Long campaigns against training as a command: never a bit is lost.
 
-pytest -m slow tests/test_campaigns.py -s prints what happened to each run. KILLS, TERMS and FULL set the counts."""
+It is killed, stopped and out of space at random moments. pytest -m slow tests/test_campaigns.py -s
+prints what happened to each run. KILLS, TERMS and FULL set the counts.
+"""
 
+import contextlib
+import functools
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from conftest import ROOT, write_pairs
-from test_interrupts import LEARNT
-from test_train import same
+from helpers import BEST, LAST, is_same, learned, script_command, tiny_options, write_pairs
 
-from checkpoint import read_checkpoint
+from carvana.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
-KILLS, TERMS, FULL = (
-    int(os.environ.get(name, default))
-    for name, default in (("KILLS", 100), ("TERMS", 20), ("FULL", 20))
+KILLS = int(os.environ.get("KILLS", 100))
+TERMS = int(os.environ.get("TERMS", 20))
+FULL = int(os.environ.get("FULL", 20))
+CONSTANTS = {
+    "IMAGE_HEIGHT": 48,
+    "IMAGE_WIDTH": 72,
+    "FEATURES": [16, 32],
+    "BATCH_SIZE": 1,
+    "LEARNING_RATE": 0.001,
+    "NUM_EPOCHS": 3,
+    "CHECKPOINT_MINUTES": 0.001,
+    "SAVE_IMAGES_MAX": 1,
+}
+DISK_FULL = "ree some space"
+# What a loader's worker prints when the process that it was handing a batch to is killed.
+LOST_PARENT = re.compile(
+    r"Traceback \(most recent call last\):\n.*resource_sharer.*\n(  .*\n)*EOFError\n"
 )
-LAST, BEST = "my_checkpoint.pth.tar", "best_checkpoint.pth.tar"
-WORDS = [
-    "--image-height",
-    48,
-    "--image-width",
-    72,
-    "--features",
-    16,
-    32,
-    "--batch-size",
-    1,
-    "--learning-rate",
-    0.001,
-    "--precision",
-    "fp32",
-    "--num-epochs",
-    3,
-    "--checkpoint-minutes",
-    0.001,
-    "--save-images-max",
-    1,
-    "--num-workers",
-]
 
 
 @pytest.fixture
-def data(tmp_path):
-    write_pairs(tmp_path / "data/train_images", tmp_path / "data/train_masks", cars=20)
-    write_pairs(tmp_path / "data/val_images", tmp_path / "data/val_masks", cars=2, first=100)
+def work(tmp_path):
+    """A folder with 40 training and 4 validation pairs."""
+    data = tmp_path / "data"
+    write_pairs(data / "train_images", data / "train_masks", cars=20)
+    write_pairs(data / "val_images", data / "val_masks", cars=2, first=100)
     return tmp_path
 
 
-def start(data, workers=0, load=False, more=(), **how):
-    """Training as a command, from where its first batch is about to be read -> (process, seconds since 1970)."""
-    words = [*WORDS, workers, "--load-model", "true" if load else "false", *more]
+def start(folder, more=(), preexec_fn=None, **changes):
+    """Start training as a command, and wait until its first batch is about to be read."""
     process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *map(str, words)],
-        cwd=data,
+        script_command("train.py", *tiny_options(**CONSTANTS, **changes), *more),
+        cwd=folder,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        **how,
+        preexec_fn=preexec_fn,
     )
     for line in process.stdout:
         if "training and" in line:
             break
-    return process, time.time()
+    return process
 
 
-def learnt(folder):
-    """What the weights of a finished run and everything else that is learnt are."""
-    state = read_checkpoint(folder / LAST)
-    return {name: state[name] for name in LEARNT} | {
-        "scores": [(row["dice"], row["full_dice"], row["val_loss"]) for row in state["history"]],
-        "weights of the best": read_checkpoint(folder / BEST)["state_dict"],
-    }
+def finish(process):
+    """Wait for the end of a process; return what it wrote to stderr, without a traceback."""
+    _, stderr = process.communicate(timeout=120)
+    own = stderr
+    if process.returncode == -signal.SIGKILL:
+        own = LOST_PARENT.sub("", stderr)
+    assert "Traceback" not in own, stderr
+    return stderr
 
 
-def progress(data):
-    """(epochs, images of the next) in the last checkpoint, None where there is none yet; it must be whole."""
-    if not (data / LAST).exists():
+def results(folder):
+    """Return what a finished run has learned, and the weights of its best epoch."""
+    weights = read_checkpoint(folder / BEST)["state_dict"]
+    return learned(folder / LAST) | {"weights of the best": weights}
+
+
+def progress(folder):
+    """Return (epochs, images of the next) in the last checkpoint, which must be whole.
+
+    None where there is none yet.
+    """
+    if not (folder / LAST).exists():
         return None
-    state = read_checkpoint(data / LAST)
-    if (data / BEST).exists():
-        read_checkpoint(data / BEST)
+    state = read_checkpoint(folder / LAST)
+    if (folder / BEST).exists():
+        read_checkpoint(folder / BEST)
     return state["epoch"], state["part"]["images"]
 
 
 @pytest.fixture
-def straight(data):
-    """What a run that nothing happens to ends with, and the seconds it takes from its first batch on."""
-    process, started = start(data)
-    _, err = process.communicate()
-    assert process.returncode == 0, err
-    return learnt(data), time.time() - started
+def straight(work):
+    """What a run that nothing happens to ends with, and its seconds from the first batch on."""
+    process = start(work)
+    started = time.time()
+    stderr = finish(process)
+    assert process.returncode == 0, stderr
+    return results(work), time.time() - started
 
 
-def anew(data):
-    for path in data.glob("*.pth.tar*"):
+def remove_checkpoints(folder):
+    for path in folder.glob("*.pth.tar*"):
         path.unlink()
 
 
 @pytest.mark.parametrize("number, count", [(signal.SIGKILL, KILLS), (signal.SIGTERM, TERMS)])
-def test_ended_at_random_moments(data, straight, number, count):
+def test_training_ended_at_random_moments_loses_nothing(work, straight, number, count):
     expected, seconds = straight
-    rng, hit, finished, before, unfinished = random.Random(number), 0, 0, None, 0
-    anew(data)
-    while hit < count or before is not None:
-        process, _ = start(data, workers=rng.choice([0, 0, 0, 1]), load=before is not None)
+    rng = random.Random(number)
+    ended = 0
+    finished = 0
+    unfinished_files = 0
+    before = None
+    remove_checkpoints(work)
+    while ended < count or before is not None:
+        resumes = before is not None
+        process = start(work, NUM_WORKERS=rng.choice([0, 0, 0, 1]), LOAD_MODEL=resumes)
         time.sleep(rng.uniform(0, 0.7 * seconds))
         process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        after = progress(data)
+        stderr = finish(process)
+        after = progress(work)
         assert (after or (0, 0)) >= (before or (0, 0)), "went back"
         if process.returncode == 0:
-            assert same(expected, learnt(data))
-            finished, before = finished + 1, None
-            anew(data)
-        else:
-            # before the first step there is nothing to save, and SIGTERM ends at once
-            assert (
-                process.returncode
-                == (143 if number == signal.SIGTERM and "once more" in err else -number)
-                and "Traceback" not in err
-            ), err
-            assert process.returncode < 0 or after is not None, err
-            print(f"{number.name} {hit + 1}: {before} -> {after}")
-            hit, before, unfinished = hit + 1, after, unfinished + len(list(data.glob("*.tmp")))
+            assert is_same(expected, results(work))
+            finished += 1
+            before = None
+            remove_checkpoints(work)
+            continue
+        # Before the first step there is nothing to save, and SIGTERM ends at once.
+        stops = number == signal.SIGTERM and "once more" in stderr
+        assert process.returncode == (143 if stops else -number), stderr
+        assert process.returncode < 0 or after is not None, stderr
+        ended += 1
+        print(f"{number.name} {ended}: {before} -> {after}")
+        before = after
+        unfinished_files += len(list(work.glob("*.tmp")))
     print(
-        f"{hit} x {number.name}, {finished} runs finished with the bits of the run never ended, {unfinished} half-written files were left beside good ones"
+        f"{ended} x {number.name}, {finished} runs finished with the bits of the run never ended, "
+        f"{unfinished_files} half-written files were left beside good ones"
     )
     assert finished
 
 
-def test_full_disk_at_random_moments(data, straight):
-    """A limit on the size of a file stands for a disk that is full: each write fails in the middle of a file."""
+def limit_files(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # bytes
+
+
+def train_until(folder, seconds):
+    """Train for so many seconds from the first batch on; return the progress then."""
+    remove_checkpoints(folder)
+    process = start(folder)
+    time.sleep(seconds)
+    process.terminate()
+    finish(process)
+    return progress(folder)
+
+
+def resume_and_compare(folder, expected):
+    process = start(folder, LOAD_MODEL=True)
+    stderr = finish(process)
+    assert process.returncode == 0, stderr
+    assert is_same(expected, results(folder))
+
+
+def test_training_on_a_full_disk_loses_nothing(work, straight):
+    """A limit on the size of files stands for a full disk: writes fail in the middle of a file."""
     expected, seconds = straight
-    size, rng, hit = (data / LAST).stat().st_size, random.Random(0), 0
-    while hit < FULL:
-        anew(data)
-        process, _ = start(data)
-        time.sleep(rng.uniform(0.1, 0.7) * seconds)
-        process.terminate()
-        process.communicate()
-        before, limit = progress(data), rng.randrange(1000, size)
-        content = (data / LAST).read_bytes() if before else None
+    size = (work / LAST).stat().st_size
+    rng = random.Random(0)
+    hits = 0
+    while hits < FULL:
+        before = train_until(work, rng.uniform(0.1, 0.7) * seconds)
+        limit = rng.randrange(1000, size)
         if before is None:
             continue
-        process, _ = start(
-            data,
-            load=True,
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-        )
-        _, err = process.communicate(timeout=120)
+        content = (work / LAST).read_bytes()
+        limit_size = functools.partial(limit_files, limit)
+        process = start(work, LOAD_MODEL=True, preexec_fn=limit_size)
+        stderr = finish(process)
         if process.returncode == 0:  # nothing was left to write that is so large
-            assert same(expected, learnt(data))
+            assert is_same(expected, results(work))
             continue
-        said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith("error: ")]
-        assert (
-            process.returncode == 2
-            and "Traceback" not in err
-            and len(said) == 1
-            and "ree some space" in said[0]
-        ), err
-        assert not list(data.glob("*.tmp")) and not list(data.glob("saved_images/.*"))
-        assert progress(data) >= before and (
-            progress(data) != before or (data / LAST).read_bytes() == content
-        )
-        process, _ = start(data, load=True)
-        _, err = process.communicate(timeout=120)
-        assert process.returncode == 0 and same(expected, learnt(data)), err
-        hit += 1
-        print(f"limit {limit} of {size} bytes at {before}: {said[0]}")
+        lines = stderr.replace("\r", "\n").splitlines()
+        (message,) = [line for line in lines if line.startswith("error: ")]
+        assert process.returncode == 2
+        assert DISK_FULL in message
+        assert not list(work.glob("*.tmp"))
+        assert not list(work.glob("saved_images/.*"))
+        assert progress(work) >= before
+        assert progress(work) != before or (work / LAST).read_bytes() == content
+        resume_and_compare(work, expected)
+        hits += 1
+        print(f"limit {limit} of {size} bytes at {before}: {message}")
 
 
-def test_a_small_disk(data, straight):
-    """The same with a file system of a few megabytes, which holds one checkpoint, two, or less than one."""
+@contextlib.contextmanager
+def mounted(folder, size):
+    """Mount a file system of so many bytes on a folder."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
+    if subprocess.run(mount, stderr=subprocess.PIPE).returncode:
+        pytest.skip("only root may mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_training_on_a_small_disk_loses_nothing(work, straight):
+    """The same with a file system that holds one checkpoint, two, or less than one."""
     expected, _ = straight
-    size, rng, disk, full = (data / LAST).stat().st_size, random.Random(1), data / "disk", 0
+    size = (work / LAST).stat().st_size
+    rng = random.Random(1)
+    disk = work / "disk"
     disk.mkdir()
-    on_disk = ["--checkpoint-file", f"disk/{LAST}", "--best-checkpoint-file", f"disk/{BEST}"]
+    on_disk = ("--checkpoint-file", f"disk/{LAST}", "--best-checkpoint-file", f"disk/{BEST}")
+    full = 0
     for _ in range(FULL // 2):
         room = int(size * rng.uniform(0.3, 3.3)) // 4096 * 4096
-        if subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", disk], stderr=subprocess.PIPE
-        ).returncode:
-            pytest.skip("only root may mount a file system")
-        try:
-            process, _ = start(data, more=on_disk)
-            _, err = process.communicate(timeout=120)
+        with mounted(disk, room):
+            process = start(work, on_disk)
+            stderr = finish(process)
             before = progress(disk)
-            assert (
-                process.returncode == 2
-                and "Traceback" not in err
-                and "ree some space" in err
-                or process.returncode == 0
-            ), err
+            assert process.returncode in (0, 2), stderr
+            assert process.returncode == 0 or DISK_FULL in stderr, stderr
             full += process.returncode == 2
-            print(
-                f"{room / size:.1f} checkpoints' room: {before}; {err.splitlines()[-1] if process.returncode else ''}"
-            )
+            outcome = stderr.splitlines()[-1] if process.returncode else ""
+            print(f"{room / size:.1f} checkpoints' room: {before}; {outcome}")
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
-            process, _ = start(data, load=before is not None, more=on_disk)
-            _, err = process.communicate(timeout=120)
-            assert process.returncode == 0 and same(expected, learnt(disk)), err
-        finally:
-            subprocess.run(["umount", disk], check=True)
+            process = start(work, on_disk, LOAD_MODEL=before is not None)
+            stderr = finish(process)
+            assert process.returncode == 0, stderr
+            assert is_same(expected, results(disk))
     assert full

@@ -1,28 +1,43 @@
-"""A model in other formats: equal, small, usable as their README says."""
+"""A model in other formats: equal, small, and usable as their README says."""
 
-import importlib.util
+import contextlib
+import filecmp
 import json
+import multiprocessing
+import os
 import re
 import resource
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import ROOT, write_pairs
+from helpers import (
+    BEST,
+    OWN_MODEL,
+    Payload,
+    picture_width_height,
+    run_process,
+    run_script,
+    script_command,
+    write_model,
+    write_pairs,
+)
 from PIL import Image
-from test_bad_input import Payload, command
-from test_inference import OURS, size_of, write_model
 
-import pictures
 import utils
+from carvana import export_formats, exporting, onnx_writers
+from carvana.errors import UserError
+from carvana.images import read_image
+from carvana.worker_process import WorkerError, WorkerProcess
 from model import UNET
-from pictures import UserError
 
 FILES = {
     "weights": "unet_weights.pth.tar",
@@ -32,269 +47,305 @@ FILES = {
     "int8": "unet_model_int8.onnx",
     "pt2": "unet_model.pt2",
 }
+CONSTANTS = {
+    "MEAN": [0.4, 0.5, 0.3],
+    "STD": [0.2, 0.3, 0.25],
+    "THRESHOLD": 0.4,
+    "UNSHUFFLE": 2,
+}
+PHOTOGRAPHS = "data/val_images"
+LINE_LENGTH = 100
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with pairs, a checkpoint and all its exports -> folder, what export.py printed."""
+    """A folder with pairs, a checkpoint, all its exports and the checkpoint's own masks.
+
+    Attributes: folder, exports, finished (what export.py ended with).
+    """
     folder = tmp_path_factory.mktemp("made")
     write_pairs(folder / "data/train_images", folder / "data/train_masks", cars=6)
-    write_pairs(folder / "data/val_images", folder / "data/val_masks", cars=2, first=100)
-    write_model(
-        folder / "best_checkpoint.pth.tar",
-        MEAN=[0.4, 0.5, 0.3],
-        STD=[0.2, 0.3, 0.25],
-        THRESHOLD=0.4,
-        UNSHUFFLE=2,
-    )
-    done = subprocess.run(
-        [sys.executable, ROOT / "export.py", *OURS], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, done
+    write_pairs(folder / PHOTOGRAPHS, folder / "data/val_masks", cars=2, first=100)
+    write_model(folder / BEST, **CONSTANTS)
+    # A process: what its own ones write to stderr is seen too.
+    finished = run_process(folder, "export.py", *OWN_MODEL)
+    run_script(folder, "inference.py", *OWN_MODEL, "--img", PHOTOGRAPHS, "--no-overlay")
+    return SimpleNamespace(folder=folder, exports=folder / "exports", finished=finished)
 
 
 @pytest.fixture
 def model(made):
-    return utils.load_model(made[0] / "best_checkpoint.pth.tar", "cpu")
+    return utils.load_model(made.folder / BEST, "cpu")
 
 
-def test_files_and_table(made):
-    folder, done = made
-    assert {path.name for path in (folder / "exports").iterdir()} == {
-        *FILES.values(),
-        "README.md",
-        "predict.py",
-    } and done.stderr == ""
-    text = (folder / "exports/README.md").read_text()
+@pytest.fixture
+def one_turn(monkeypatch):
+    """Latency is measured in one turn instead of several, which takes seconds."""
+    monkeypatch.setattr(exporting, "TURNS", 1)
+
+
+def read_mask_file(path):
+    with Image.open(path) as image:
+        return np.asarray(image) > 0
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_export_writes_every_format_and_a_table(made):
+    written = {path.name for path in made.exports.iterdir()}
+    assert written == {*FILES.values(), "README.md", "predict.py"}
+    assert made.finished.stderr == ""
+    text = (made.exports / "README.md").read_text()
     for name, file in FILES.items():
-        row = re.search(
-            rf"\| {name} \| {file} \| ([\d.]+) \| ([\d.]+) \| (\S+) \| (\S+) \| ([\d.]+) \|", text
-        )
+        cells = r"\| ([\d.]+) \| ([\d.]+) \| (\S+) \| (\S+) \| ([\d.]+) \|"
+        row = re.search(rf"\| {name} \| {file} {cells}", text)
         size, latency, largest, mean, dice = map(float, row.groups())
-        assert (
-            size == pytest.approx((folder / "exports" / file).stat().st_size / 1e6, abs=0.006)
-            and latency > 0
-            and row[0] in done.stdout
-        )
-        assert mean <= largest and (name == "int8" or largest < 1e-3) and 0 < dice < 1
-    assert (
-        "| PyTorch, bfloat16 |" in text
-        and "In int8 " in text
-        and "4 photographs of data/val_images/" in text
-    )
+        assert size == pytest.approx((made.exports / file).stat().st_size / 1e6, abs=0.006)
+        assert latency > 0
+        assert row[0] in made.finished.stdout
+        assert mean <= largest
+        assert name == "int8" or largest < 1e-3
+        assert 0 < dice < 1
+    assert "| PyTorch, bfloat16 |" in text
+    assert "In int8 " in text
+    assert "4 photographs of data/val_images/" in text
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_snippets_run_as_printed(made, model, name, tmp_path):
-    folder, _ = made
-    text = (folder / "exports/README.md").read_text()
+def test_export_prints_snippets_that_run(made, model, name):
+    text = (made.exports / "README.md").read_text()
     snippet = re.search(rf"## {FILES[name]}\n\n```python\n(.*?)```", text, re.DOTALL)[1]
     images = np.random.default_rng(0).normal(size=(3, 3, 24, 40)).astype(np.float32)
-    np.save(tmp_path / "images.npy", images)
-    code = f"import numpy as np, warnings\nwarnings.simplefilter('ignore')\nimages = np.load(r'{tmp_path / 'images.npy'}')\n{snippet}\nnp.save(r'{tmp_path / 'logits.npy'}', logits)"
-    subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder / "exports",
-        check=True,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-    )
+    names = {"images": images}
+    with contextlib.chdir(made.exports), warnings.catch_warnings(action="ignore"):
+        exec(snippet, names)
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
-    assert np.abs(np.load(tmp_path / "logits.npy") - expected).max() < (
-        0.3 * expected.std() + 0.3 if name == "int8" else 1e-4
-    )
+    allowed = 0.3 * expected.std() + 0.3 if name == "int8" else 1e-4
+    assert np.abs(names["logits"] - expected).max() < allowed
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_inference_takes_them(made, name, tmp_path, run):
-    folder, _ = made
-    run(
-        "inference.py",
-        "--img",
-        folder / "data/val_images",
-        "--no-overlay",
-        "--model",
-        folder / "best_checkpoint.pth.tar",
-        "--out",
-        "a",
-    )
-    run(
-        "inference.py",
-        "--img",
-        folder / "data/val_images",
-        "--no-overlay",
-        "--model",
-        folder / "exports" / FILES[name],
-        "--out",
-        "b",
-    )
-    for path in (tmp_path / "a").iterdir():
-        masks = [np.asarray(Image.open(tmp_path / out / path.name)) > 0 for out in "ab"]
-        assert (masks[0] != masks[1]).mean() < (0.4 if name == "int8" else 1e-3) and 0.01 < masks[
-            0
-        ].mean() < 0.99
+def test_inference_takes_every_format(made, name, tmp_path, run):
+    arguments = ("--img", made.folder / PHOTOGRAPHS, "--no-overlay")
+    run("inference.py", *arguments, "--model", made.exports / FILES[name])
+    expected_masks = sorted((made.folder / "outputs").iterdir())
+    assert len(expected_masks) == 4
+    for path in expected_masks:
+        expected = read_mask_file(path)
+        mask = read_mask_file(tmp_path / "outputs" / path.name)
+        assert (mask != expected).mean() < (0.4 if name == "int8" else 1e-3)
+        assert 0.01 < expected.mean() < 0.99
 
 
-@pytest.mark.parametrize("words", [[], ["unet_model_onnx.onnx"]])
-def test_predict_needs_no_torch(made, tmp_path, words):
-    folder, _ = made
+@pytest.mark.parametrize("arguments", [[], ["unet_model_onnx.onnx"]], ids=["int8", "onnx"])
+def test_predict_script_needs_no_torch(made, model, tmp_path, arguments):
     photograph = tmp_path / "car.jpg"
-    shutil.copy(min((folder / "data/val_images").iterdir()), photograph)
-    code = f"import sys\nsys.modules['torch'] = None\nsys.argv = {['predict.py', str(photograph), *words]}\nimport runpy\nrunpy.run_path(r'{folder / 'exports/predict.py'}')"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder / "exports", capture_output=True, text=True
+    shutil.copy(min((made.folder / PHOTOGRAPHS).iterdir()), photograph)
+    code = (
+        f"import runpy, sys; sys.modules['torch'] = None; "
+        f"sys.argv = {['predict.py', str(photograph), *arguments]}; runpy.run_path('predict.py')"
     )
-    assert done.returncode == 0 and "foreground" in done.stdout, done.stderr
-    model = utils.load_model(folder / "best_checkpoint.pth.tar", "cpu")
-    probability = utils.predict(model, [pictures.read_image(photograph)])[0]
-    with Image.open(tmp_path / "car_mask.png") as mask:
-        assert ((np.asarray(mask) > 0) != (probability > 0.4)).mean() < 0.01
-    lines = (folder / "exports/predict.py").read_text().splitlines()
-    assert len(lines) <= 32 and size_of(tmp_path / "car_mask.png") == size_of(photograph)
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=made.exports, capture_output=True, text=True
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "foreground" in finished.stdout
+    probability = utils.predict(model, [read_image(photograph)])[0]
+    mask = read_mask_file(tmp_path / "car_mask.png")
+    assert (mask != (probability > 0.4)).mean() < 0.01
+    assert picture_width_height(tmp_path / "car_mask.png") == picture_width_height(photograph)
 
 
-def test_onnx_files_say_what_they_take(made):
-    for name in ("onnx", "int8"):
-        path = made[0] / "exports" / FILES[name]
-        content = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(content)
-        assert [(one.domain, one.version) for one in content.opset_import if one.domain == ""] == [
-            ("", 20)
-        ]
-        assert not any(tensor.external_data for tensor in content.graph.initializer)
-        session = onnxruntime.InferenceSession(path)
-        (given,), (returned,) = session.get_inputs(), session.get_outputs()
-        assert (given.name, given.shape, returned.name) == (
-            "input",
-            ["batch", 3, "height", "width"],
-            "output",
-        )
-        facts = {
-            key: json.loads(value)
-            for key, value in session.get_modelmeta().custom_metadata_map.items()
-        }
-        assert (
-            facts["IMAGE_HEIGHT"] == 32
-            and facts["MEAN"] == [0.4, 0.5, 0.3]
-            and facts["THRESHOLD"] == 0.4
-            and facts["FEATURES"] == [4, 8]
-            and facts["DICE"] == 0.5
-            and "torch" in facts["VERSION"]
-        )
+def test_predict_script_is_short(made):
+    lines = (made.exports / "predict.py").read_text().splitlines()
+    assert len(lines) <= 45
+    assert max(map(len, lines)) <= LINE_LENGTH
 
 
-def test_another_models_files_are_told_and_not_used(made, tmp_path, run):
-    folder, _ = made
-    shutil.copytree(folder / "exports", tmp_path / "exports")
+@pytest.mark.parametrize("name", ["onnx", "int8"])
+def test_onnx_files_say_what_they_take(made, name):
+    path = made.exports / FILES[name]
+    content = onnx.load(path, load_external_data=False)
+    onnx.checker.check_model(content)
+    assert [item.version for item in content.opset_import if item.domain == ""] == [20]
+    assert not any(tensor.external_data for tensor in content.graph.initializer)
+    session = onnxruntime.InferenceSession(path)
+    (images,) = session.get_inputs()
+    (logits,) = session.get_outputs()
+    assert (images.name, images.shape) == ("input", ["batch", 3, "height", "width"])
+    assert logits.name == "output"
+    metadata = session.get_modelmeta().custom_metadata_map
+    facts = {key: json.loads(value) for key, value in metadata.items()}
+    assert facts["IMAGE_HEIGHT"] == 32
+    assert facts["MEAN"] == [0.4, 0.5, 0.3]
+    assert facts["THRESHOLD"] == 0.4
+    assert facts["FEATURES"] == [4, 8]
+    assert facts["DICE"] == 0.5
+    assert "torch" in facts["VERSION"]
+
+
+def test_export_tells_of_the_files_of_an_earlier_one(made, tmp_path, run, one_turn):
+    shutil.copytree(made.exports, tmp_path / "exports")
     write_model(tmp_path / "other.pth.tar")
-    done = run("export.py", "--model", "other.pth.tar", "--formats", "onnx")
-    assert (
-        "of an earlier export, perhaps of another model: unet_weights.pth.tar, " in done.stdout
-        and "unet_model_int8.onnx" in done.stdout
-    )
+    stdout = run("export.py", "--model", "other.pth.tar", "--formats", "onnx").stdout
+    expected = "of an earlier export, perhaps of another model: unet_weights.pth.tar, "
+    assert expected in stdout
+    assert "unet_model_int8.onnx" in stdout
     assert '"unet_model_onnx.onnx"' in (tmp_path / "exports/predict.py").read_text()
-    assert (tmp_path / "exports/unet_model_int8.onnx").read_bytes() == (
-        folder / "exports/unet_model_int8.onnx"
-    ).read_bytes()
+    int8 = (tmp_path / "exports/unet_model_int8.onnx").read_bytes()
+    assert int8 == (made.exports / "unet_model_int8.onnx").read_bytes()
 
 
-def test_a_format_that_does_not_match_is_not_kept(made, tmp_path, monkeypatch, capsys):
-    import export
+def test_export_of_a_gray_network_is_scored_on_rendered_cars(tmp_path, run, one_turn):
+    write_model(tmp_path / "gray.pth.tar", channels=1)
+    arguments = ("--model", "gray.pth.tar", "--formats", "int8", "torchscript")
+    assert "on rendered cars" not in run("export.py", *arguments).stderr
+    assert "40 rendered cars" in (tmp_path / "exports/README.md").read_text()
+    session = onnxruntime.InferenceSession(tmp_path / "exports/unet_model_int8.onnx")
+    (logits,) = session.run(None, {"input": np.zeros((2, 1, 17, 9), np.float32)})
+    assert logits.shape == (2, 1, 17, 9)
 
-    folder, _ = made
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/unet_model_torchjit.pth").write_bytes(b"an earlier one")
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["export.py", *OURS, "--formats", "torchscript", "--out", str(tmp_path / "out")],
+
+def test_export_of_a_size_that_is_no_multiple(tmp_path, run, one_turn):
+    write_model(tmp_path / BEST, IMAGE_HEIGHT=30, IMAGE_WIDTH=45)
+    run("export.py", *OWN_MODEL, "--formats", "pt2", "weights")
+    assert "| pt2 | unet_model.pt2 |" in (tmp_path / "exports/README.md").read_text()
+    finished = run("export.py", *OWN_MODEL, "--calibration", "typo", status=2)
+    assert "no folder 'typo'" in finished.stderr
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_export_keeps_no_format_that_differs(made, tmp_path, monkeypatch, one_turn):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "unet_model_torchjit.pth").write_bytes(b"an earlier one")
+    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    arguments = (*OWN_MODEL, "--formats", "torchscript", "--out", out)
+    stderr = run_script(made.folder, "export.py", *arguments, status=2).stderr
+    assert re.search(
+        "unet_model_torchjit.pth is not the model: its logits differ by up to .*; it was not kept",
+        stderr,
     )
-    monkeypatch.setattr(export, "TOLERANCE", -1.0)
-    with pytest.raises(
-        UserError,
-        match="unet_model_torchjit.pth is not the model: its logits differ by up to .*; it was not kept",
-    ):
-        export.main(export.arguments())
-    assert [path.read_bytes() for path in (tmp_path / "out").iterdir()] == [b"an earlier one"]
+    assert [path.read_bytes() for path in out.iterdir()] == [b"an earlier one"]
+    for process in multiprocessing.active_children():
+        process.join(timeout=60)
+        assert process.exitcode == 0
+
+
+def write_useless_onnx(path, model, facts):
+    path.write_bytes(b"no model")
+
+
+def test_export_describes_what_it_keeps_if_a_format_fails(made, tmp_path, monkeypatch, one_turn):
+    out = tmp_path / "out"
+    shutil.copytree(made.exports, out)
+    monkeypatch.setattr(onnx_writers, "write_onnx", write_useless_onnx)
+    write_model(tmp_path / "other.pth.tar", seed=5)
+    arguments = ("--model", tmp_path / "other.pth.tar", "--formats", "onnx", "weights")
+    finished = run_script(made.folder, "export.py", *arguments, "--out", out, status=2)
+    assert "unet_model_onnx.onnx cannot be loaded and run" in finished.stderr
+    earlier = finished.stdout.split("of an earlier export, perhaps of another model: ")[1]
+    assert "unet_model_onnx.onnx" in earlier
+    assert "unet_weights.pth.tar" not in earlier
+    text = (out / "README.md").read_text()
+    assert text.startswith("# other.pth.tar in other formats")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["unet_weights.pth.tar"]
+    assert "unet_model_onnx.onnx" not in text
+    changed = [
+        name for name in FILES.values() if not filecmp.cmp(out / name, made.exports / name, False)
+    ]
+    assert changed == ["unet_weights.pth.tar"]
+
+
+class FailingOnce:
+    """An object for a WorkerProcess."""
+
+    def fail(self):
+        raise ValueError("an example")
+
+    def end(self):
+        os._exit(1)
+
+
+@pytest.mark.parametrize("method", ["fail", "end"])
+def test_worker_process_that_has_ended_says_so(method):
+    process = WorkerProcess(FailingOnce)
+    with pytest.raises(WorkerError, match="ValueError: an example|its process ended"):
+        process.call(method)
+    for _ in range(3):
+        with pytest.raises(WorkerError, match="its process ended"):
+            process.call(method)
+    process.close()
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "arguments, message",
     [
         (["--formats", "tflite"], "invalid choice: 'tflite'"),
-        (["--model", "nowhere"], "no checkpoint 'nowhere'"),
-        (
-            ["--model", "data/val_images/000000000064_01.jpg"],
-            "is not a checkpoint that can be read",
-        ),
-        (["--images", "data/val_images"], "--images and --masks go together"),
+        (["--model", "nowhere"], "no model 'nowhere'"),
+        (["--model", f"{PHOTOGRAPHS}/000000000064_01.jpg"], "is not a checkpoint that can be read"),
+        (["--images", PHOTOGRAPHS], "--images and --masks go together"),
         (["--images", "nowhere", "--masks", "data/val_masks"], "no folder 'nowhere'"),
-        (["--out", "best_checkpoint.pth.tar"], "best_checkpoint.pth.tar: File exists"),
+        (["--out", BEST], "best_checkpoint.pth.tar: File exists"),
     ],
 )
-def test_wrong_words(made, monkeypatch, capsys, words, said):
-    folder, _ = made
-    before = sorted(path for path in folder.rglob("*"))
-    assert command(monkeypatch, folder, ["export.py", *OURS, *words]) == 2
-    assert said in capsys.readouterr().err and sorted(path for path in folder.rglob("*")) == before
+def test_export_answers_wrong_options(made, arguments, message):
+    before = sorted(made.folder.rglob("*"))
+    stderr = run_script(made.folder, "export.py", *OWN_MODEL, *arguments, status=2).stderr
+    assert message in stderr
+    assert sorted(made.folder.rglob("*")) == before
 
 
-def test_without_onnxruntime(made, monkeypatch, capsys):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util,
-        "find_spec",
-        lambda name, *rest: None if name == "onnxruntime" else find_spec(name, *rest),
-    )
-    assert command(monkeypatch, made[0], ["export.py", *OURS]) == 2
+def find_spec_without_onnxruntime(name):
+    return None if name == "onnxruntime" else object()
+
+
+def test_export_without_onnxruntime_says_what_to_install(made, monkeypatch):
+    monkeypatch.setattr(export_formats, "find_spec", find_spec_without_onnxruntime)
+    stderr = run_script(made.folder, "export.py", *OWN_MODEL, status=2).stderr
     assert (
-        "onnxruntime is not installed, which onnx and int8 need; pip install onnxruntime, or leave them out of --formats"
-        in capsys.readouterr().err
-    )
+        "onnxruntime is not installed, which onnx and int8 need; pip install onnxruntime, "
+        "or leave them out of --formats"
+    ) in stderr
 
 
-def test_a_full_disk(made, tmp_path):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+def limit_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # bytes
 
-    done = subprocess.run(
-        [
-            sys.executable,
-            ROOT / "export.py",
-            *OURS,
-            "--formats",
-            "pth",
-            "onnx",
-            "--out",
-            tmp_path / "out",
-        ],
-        cwd=made[0],
+
+def test_export_leaves_nothing_half_written_on_a_full_disk(made, tmp_path):
+    arguments = (*OWN_MODEL, "--formats", "pth", "onnx", "--out", tmp_path / "out")
+    finished = subprocess.run(
+        script_command("export.py", *arguments),
+        cwd=made.folder,
         capture_output=True,
         text=True,
-        preexec_fn=limit,
+        preexec_fn=limit_files,
     )
-    assert (
-        done.returncode == 2
-        and "Traceback" not in done.stderr
-        and "cannot be written" in done.stderr
-        and list((tmp_path / "out").iterdir()) == []
-    )
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr
+    assert "cannot be written" in finished.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# ---------------------------------------------------------------- loading exported files
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "weights"])
-@pytest.mark.parametrize(
-    "spoil", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"no model"]
-)
-def test_damaged_exports_are_named(made, tmp_path, name, spoil):
+@pytest.mark.parametrize("keep, content", [(0.5, b""), (0, b""), (0, b"no model")], ids=str)
+def test_exported_file_that_is_damaged_is_named(made, tmp_path, name, keep, content):
     path = tmp_path / FILES[name]
-    path.write_bytes(spoil((made[0] / "exports" / FILES[name]).read_bytes()))
+    good = (made.exports / FILES[name]).read_bytes()
+    path.write_bytes(good[: int(keep * len(good))] + content)
     with pytest.raises(UserError, match=rf"{FILES[name]} is no model that export.py wrote"):
         utils.load_model(path, "cpu")
 
 
-def test_a_whole_model_with_a_payload_is_not_run(tmp_path, monkeypatch):
+def test_exported_model_with_a_payload_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = UNET(features=[4])
     model.extra = Payload()
@@ -304,38 +355,15 @@ def test_a_whole_model_with_a_payload_is_not_run(tmp_path, monkeypatch):
     assert not Path("touched").exists()
 
 
-def test_a_grey_network(tmp_path, run):
-    """Rendered cars stand in where there are no photographs."""
-    write_model(tmp_path / "grey.pth.tar", channels=1)
-    done = run("export.py", "--model", "grey.pth.tar", "--formats", "int8", "torchscript")
-    assert (
-        "on rendered cars" not in done.stderr
-        and "40 rendered cars" in (tmp_path / "exports/README.md").read_text()
-    )
-    session = onnxruntime.InferenceSession(tmp_path / "exports/unet_model_int8.onnx")
-    assert session.run(None, {"input": np.zeros((2, 1, 17, 9), np.float32)})[0].shape == (
-        2,
-        1,
-        17,
-        9,
-    )
-
-
-def test_a_size_that_is_no_multiple(tmp_path, run):
-    write_model(tmp_path / "best_checkpoint.pth.tar", IMAGE_HEIGHT=30, IMAGE_WIDTH=45)
-    run("export.py", *OURS, "--formats", "pt2", "weights")
-    assert "| pt2 | unet_model.pt2 |" in (tmp_path / "exports/README.md").read_text()
-    assert "no folder 'typo'" in run("export.py", *OURS, "--calibration", "typo", status=2).stderr
-
-
-def test_a_whole_model_with_other_constants(tmp_path):
-    """One that the lineage saved has none; one with absurd ones is refused."""
+def test_exported_model_may_have_no_constants_but_no_absurd_ones(tmp_path):
+    """One that a tutorial saved has none."""
+    path = tmp_path / "model.pth"
     model = UNET(features=[4])
-    torch.save(model, tmp_path / "model.pth")
-    assert utils.predict(
-        utils.load_model(tmp_path / "model.pth", "cpu"), [np.zeros((9, 7, 3), np.uint8)]
-    )[0].shape == (9, 7)
+    torch.save(model, path)
+    photograph = np.zeros((9, 7, 3), np.uint8)
+    (probability,) = utils.predict(utils.load_model(path, "cpu"), [photograph])
+    assert probability.shape == (9, 7)
     model.config = {"IMAGE_HEIGHT": -5}
-    torch.save(model, tmp_path / "model.pth")
+    torch.save(model, path)
     with pytest.raises(UserError, match="IMAGE_HEIGHT is -5"):
-        utils.load_model(tmp_path / "model.pth", "cpu")
+        utils.load_model(path, "cpu")

@@ -1,80 +1,82 @@
-"""A run that is ended anywhere goes on as if it never had been."""
+"""A run that is stopped anywhere continues as if it had never been stopped."""
 
+import functools
 import os
 import signal
 import subprocess
-import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
-from test_train import SMALL, result, same
+from helpers import BEST, LAST, is_same, learned, run_result, script_command, tiny_options
 
 import train
-import utils
-from interrupts import Signals, Stretch
-from pictures import UserError
+from carvana.checkpoint import read_checkpoint
+from carvana.epochs import PartialEpoch
+from carvana.errors import UserError
+from carvana.interrupts import Signals
+from dataset import CarvanaDataset
 
-LEARNT = ("state_dict", "optimizer", "scaler", "epoch", "best", "random")
+MAIN_PROCESS = os.getpid()
+ALL_OPTIONS = {
+    "EMA": 0.9,
+    "ACCUMULATE": 2,
+    "CLIP_GRADIENT": 1.0,
+    "LOSS": "bce_dice",
+    "WEIGHT_DECAY": 0.01,
+    "SCHEDULE": "cosine",
+    "COLOR_JITTER": 0.2,
+    "SCALE_JITTER": 0.2,
+    "RESOLUTIONS": [0.5, 1.0],
+    "PATIENCE": 9,
+}
 
 
-def learnt(filename="my_checkpoint.pth.tar"):
-    """All of result() but the losses of the training steps, whose sums are rounded otherwise where an epoch is resumed."""
-    state = result(filename)
-    return {name: state[name] for name in LEARNT} | {
-        "scores": [(row["dice"], row["full_dice"], row["val_loss"]) for row in state["history"]]
-    }
+class Counted:
+    """A function that is called as before; at its n-th call, action() comes first."""
+
+    def __init__(self, function, number, action):
+        self.function = function
+        self.number = number
+        self.action = action
+        self.calls = 0
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        if self.calls == self.number:
+            self.action()
+        return self.function(*args, **options)
 
 
 @pytest.fixture
-def ended_after(monkeypatch):
-    """ended_after(n): the next training gets SIGTERM in its n-th step."""
+def stop_at(monkeypatch):
+    """stop_at(n): trainings get SIGTERM in their n-th step from now on; 0: in none."""
+    return functools.partial(send_signal_at, monkeypatch, train.to_device)
 
-    def arrange(steps, number=signal.SIGTERM):
-        done, to_device = [0], train.to_device
 
-        def counted(*args):
-            done[0] += 1
-            if done[0] == steps:
-                os.kill(os.getpid(), number)
-            return to_device(*args)
+def send_signal_at(monkeypatch, to_device, step, number=signal.SIGTERM):
+    counted = Counted(to_device, step, lambda: os.kill(os.getpid(), number))
+    monkeypatch.setattr(train, "to_device", counted)
 
-        monkeypatch.setattr(train, "to_device", counted)
 
-    return arrange
+# ---------------------------------------------------------------- signals and the clock
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
     "changes",
-    [
-        {},
-        {"OPTIMIZER": "muon", "SCHEDULE": "linear", "BATCHNORM_IMAGES": 0},
-        {
-            "EMA": 0.9,
-            "ACCUMULATE": 2,
-            "CLIP_GRADIENT": 1.0,
-            "LOSS": "bce_dice",
-            "WEIGHT_DECAY": 0.01,
-            "SCHEDULE": "cosine",
-            "COLOR_JITTER": 0.2,
-            "SCALE_JITTER": 0.2,
-            "RESOLUTIONS": [0.5, 1.0],
-            "PATIENCE": 9,
-        },
-    ],
+    [{}, {"OPTIMIZER": "muon", "SCHEDULE": "linear", "BATCHNORM_IMAGES": 0}, ALL_OPTIONS],
+    ids=["defaults", "muon", "all options"],
 )
-def test_ended_at_any_step_it_goes_on_to_the_same_bits(
-    settings, ended_after, capsys, workers, changes
+def test_interruptions_at_any_step_change_no_bit(
+    settings, stop_at, no_report, capsys, workers, changes
 ):
-    changes = changes | {
-        "NUM_EPOCHS": 2,
-        "NUM_WORKERS": workers,
-        "BATCH_SIZE": 5,
-    }  # 3 steps an epoch, the last of 2 images
+    # 3 steps an epoch, the last of 2 images
+    changes = changes | {"NUM_EPOCHS": 2, "NUM_WORKERS": workers, "BATCH_SIZE": 5}
     train.main(settings(**changes))
-    straight, best = learnt(), learnt("best_checkpoint.pth.tar")
+    straight = learned()
+    best = learned(BEST)
     for number, step in (
         (signal.SIGTERM, 1),
         (signal.SIGINT, 2),
@@ -82,218 +84,52 @@ def test_ended_at_any_step_it_goes_on_to_the_same_bits(
         (signal.SIGTERM, 4),
         (signal.SIGTERM, 6),
     ):
-        ended_after(step, number)
+        stop_at(step, number)
         with pytest.raises(SystemExit) as exit:
             train.main(settings(**changes))
         assert exit.value.code == 128 + number
-        said = capsys.readouterr()
-        assert "ending after this step" in said.err and "--load-model true" in said.out
-        state = utils.read_checkpoint("my_checkpoint.pth.tar")
+        printed = capsys.readouterr()
+        assert "stopping after this step" in printed.err
+        assert "--load-model true" in printed.out
+        state = read_checkpoint(LAST)
         done = 3 * state["epoch"] + -(-state["part"]["images"] // 5)
-        assert (
-            done == step or "ACCUMULATE" in changes and step < done <= step + 1
-        )  # a step is not cut in half
-        ended_after(0)
+        # A step of several batches is not cut in half.
+        assert done == step or ("ACCUMULATE" in changes and step < done <= step + 1)
+        stop_at(0)
         train.main(settings(LOAD_MODEL=True, **changes))
-        assert same(straight, learnt()) and same(best, learnt("best_checkpoint.pth.tar")), (
-            number,
-            step,
-        )
+        assert is_same(straight, learned()), (number, step)
+        assert is_same(best, learned(BEST)), (number, step)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ended_again_and_again(settings, ended_after):
-    train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=5))
-    straight = learnt()
-    load = False
-    for _ in range(4):
-        ended_after(1)
+def test_interruptions_again_and_again_change_no_bit(settings, stop_at):
+    changes = {"NUM_EPOCHS": 2, "BATCH_SIZE": 5}
+    train.main(settings(**changes))
+    straight = learned()
+    for attempt in range(4):
+        stop_at(1)
         with pytest.raises(SystemExit):
-            train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=5, LOAD_MODEL=load))
-        load = True
-    ended_after(0)
-    train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=5, LOAD_MODEL=True))
-    assert same(straight, learnt())
+            train.main(settings(LOAD_MODEL=attempt > 0, **changes))
+    stop_at(0)
+    train.main(settings(LOAD_MODEL=True, **changes))
+    assert is_same(straight, learned())
 
 
-def test_the_clock_writes_checkpoints_too(settings, monkeypatch):
-    written, save = [], utils.save_checkpoint
-    monkeypatch.setattr(
-        utils,
-        "save_checkpoint",
-        lambda state, filename: (written.append(state["part"]["images"]), save(state, filename)),
-    )
-    train.main(settings(NUM_EPOCHS=1))
-    plain, straight = written[:], learnt()
-    written.clear()
-    train.main(settings(NUM_EPOCHS=1, CHECKPOINT_MINUTES=1e-9))
-    assert plain == [0, 0] and written == [4, 8, 12, 0, 0]
-    assert same(straight, learnt())
-
-
-def test_other_data_starts_the_epoch_anew(settings, data, ended_after):
-    ended_after(2)
-    with pytest.raises(SystemExit):
-        train.main(settings(NUM_EPOCHS=1))
-    ended_after(0)
-    for folder, name in (
-        ("train_images", "000000000003_02.jpg"),
-        ("train_masks", "000000000003_02_mask.gif"),
-    ):
-        (data / "data" / folder / name).unlink()
-    train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
-    assert result()["epoch"] == 1
-
-
-def test_a_worker_that_dies_leaves_a_checkpoint(settings, monkeypatch):
-    """Killed for want of memory, say."""
-    train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=2))
-    straight, main_process = learnt(), os.getpid()
-    from dataset import CarvanaDataset
-
-    get = CarvanaDataset.__getitem__
-
-    def dying(self, key):
-        if (
-            os.getpid() != main_process and isinstance(key, tuple) and key[0] == 1
-        ):  # in the second epoch
-            os.kill(os.getpid(), signal.SIGKILL)
-        return get(self, key)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(CarvanaDataset, "__getitem__", dying)
-        with pytest.raises(RuntimeError, match="killed by signal|exited unexpectedly"):
-            train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=2, NUM_WORKERS=1))
-    assert utils.read_checkpoint("my_checkpoint.pth.tar")["epoch"] == 1
-    train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=2, LOAD_MODEL=True))
-    assert same(straight, learnt())
-
-
-def test_a_validation_file_that_goes_bad_costs_no_epoch(settings, data, monkeypatch):
-    train.main(settings(NUM_EPOCHS=2))
-    straight, path = learnt(), data / "data/val_masks/000000000064_01_mask.gif"
-    good, check, calls = path.read_bytes(), utils.check_accuracy, []
-
-    def spoil(*of, **how):
-        calls.append(of)
-        if len(calls) == 2:
-            path.write_bytes(good[:100])
-        return check(*of, **how)
-
-    monkeypatch.setattr(utils, "check_accuracy", spoil)
-    with pytest.raises(UserError, match="000000000064_01_mask.gif: cannot be read"):
-        train.main(settings(NUM_EPOCHS=2))
-    state = utils.read_checkpoint("my_checkpoint.pth.tar")
-    assert state["epoch"] == 1 and state["part"]["images"] == state["part"]["of"] == 12
-    path.write_bytes(good)
-    train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
-    assert same(straight, learnt())
-
-
-def test_a_file_that_goes_bad_in_the_middle_is_named_and_nothing_is_lost(settings, data):
-    train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=2, CACHE=False))
-    straight = learnt()
-    path = data / "data/train_images/000000000003_02.jpg"
-    good = path.read_bytes()
-    train_fn, calls = train.train_fn, []
-
-    def spoil(*args):
-        calls.append(args)
-        if len(calls) == 2:
-            path.write_bytes(good[:500])
-        return train_fn(*args)
-
-    train.train_fn = spoil
-    try:
-        with pytest.raises(UserError, match="000000000003_02.jpg: cannot be read"):
-            train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=2, CACHE=False))
-    finally:
-        train.train_fn = train_fn
-    path.write_bytes(good)
-    train.main(settings(NUM_EPOCHS=2, BATCH_SIZE=2, CACHE=False, LOAD_MODEL=True))
-    assert same(straight, learnt())
-
-
-@pytest.mark.parametrize("keep", [0, 0.5, 0.99])
-def test_for_a_damaged_checkpoint_the_good_ones_are_offered(settings, data, keep):
-    train.main(settings(NUM_EPOCHS=1))
-    (data / "notes.pth.tar").write_text("not one either")
-    path = data / "my_checkpoint.pth.tar"
-    content = path.read_bytes()
-    path.write_bytes(content[: int(keep * len(content))])
-    with pytest.raises(
-        UserError,
-        match=r"my_checkpoint.pth.tar is not a checkpoint .*over it, or name one: best_checkpoint.pth.tar$",
-    ):
-        train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
-    (data / "best_checkpoint.pth.tar").replace(path)
-    train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
-    assert result()["epoch"] == 2
-
-
-def test_a_second_signal_ends_at_once():
-    with pytest.raises(KeyboardInterrupt):
-        with Signals() as signals:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            assert signals.received == signal.SIGINT
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-
-
-def test_an_error_of_the_step_is_not_taken_for_one_of_reading():
-    class Loader(list):
-        dataset, batch_size = range(4), 2
-        sampler = type("Sampler", (), {})()
-
-    stretch = Stretch(Loader([torch.zeros(2), torch.zeros(2)]), 0, 0)
-    with pytest.raises(ZeroDivisionError):
-        for _ in stretch:
-            1 / 0
-    assert stretch.error is None and stretch.done == 0
-
-
-def test_what_cannot_be_read_leaves_whole_steps():
-    class Loader:
-        dataset, batch_size, sampler = range(20), 2, type("Sampler", (), {})()
-
-        def __iter__(self):
-            yield from range(5)
-            raise OSError("gone")
-
-    stretch = Stretch(Loader(), 0, 4, accumulate=2)
-    assert (
-        list(stretch) == list(range(5))
-        and stretch.done == 4 + 2 * 2 * 2
-        and isinstance(stretch.error, OSError)
-    )
-
-
-def test_the_first_epochs_end_is_the_best_yet_whatever_its_middle_scored(
-    settings, ended_after, monkeypatch
-):
-    ended_after(2)
-    with pytest.raises(SystemExit):
-        train.main(settings(NUM_EPOCHS=1))
-    ended_after(0)
-    check, seen = utils.check_accuracy, []
-
-    def falling(*args, **how):
-        scores = check(*args, **how)
-        seen.append(scores["dice"])
-        return scores | {"dice": 0.9 / len(seen)}
-
-    monkeypatch.setattr(utils, "check_accuracy", falling)
-    train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
-    assert len(seen) == 2 and result("best_checkpoint.pth.tar")["best"] == 0.45
+def test_interruption_by_a_second_signal_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), Signals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        assert signals.received == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_as_a_command(data, run, number, status):
-    """The whole process group gets the signal, as from a terminal: workers leave it to the training."""
-    words = [*SMALL, "--num-epochs", 100_000, "--batch-size", 2]
+def test_interruption_of_the_command_is_resumed_by_the_next(data, run, number, status):
+    """The whole process group gets the signal, as from a terminal; workers leave it to train.py."""
+    arguments = tiny_options(NUM_WORKERS=1, BATCH_SIZE=2, PRECISION="auto")
     process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *map(str, words)],
+        script_command("train.py", *arguments, "--num-epochs", 100_000),
         cwd=data,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -305,10 +141,172 @@ def test_as_a_command(data, run, number, status):
             break
     os.killpg(process.pid, number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == status and "Traceback" not in err, err
-    assert "goes on there" in out and "once more ends at once" in err
-    epoch = utils.read_checkpoint(data / "my_checkpoint.pth.tar")["epoch"]
-    done = run(
-        "train.py", *SMALL, "--num-epochs", epoch + 1, "--batch-size", 2, "--load-model", "true"
-    )
-    assert f"epoch {epoch + 1}/{epoch + 1}" in done.stdout
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    assert "run the same command with --load-model true to continue" in out
+    assert "once more stops at once" in err
+    epoch = read_checkpoint(data / LAST)["epoch"]
+    finished = run("train.py", *arguments, "--num-epochs", epoch + 1, "--load-model", "true")
+    assert f"epoch {epoch + 1}/{epoch + 1}" in finished.stdout
+
+
+class Recorder:
+    """save_checkpoint, and a list of the images that were done of the epoch at each call."""
+
+    def __init__(self):
+        self.save_checkpoint = train.save_checkpoint
+        self.images = []
+
+    def __call__(self, state, filename):
+        self.images.append(state["part"]["images"])
+        self.save_checkpoint(state, filename)
+
+
+def test_checkpoints_are_written_by_the_clock_too(settings, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(train, "save_checkpoint", recorder)
+    train.main(settings(NUM_EPOCHS=1))
+    straight = learned()
+    assert recorder.images == [0, 0]
+    recorder.images.clear()
+    train.main(settings(NUM_EPOCHS=1, CHECKPOINT_MINUTES=1e-9))
+    assert recorder.images == [4, 8, 12, 0, 0]
+    assert is_same(straight, learned())
+
+
+def test_interrupted_epoch_starts_again_when_the_data_has_changed(settings, data, stop_at):
+    stop_at(2)
+    with pytest.raises(SystemExit):
+        train.main(settings(NUM_EPOCHS=1))
+    stop_at(0)
+    (data / "data/train_images/000000000003_02.jpg").unlink()
+    (data / "data/train_masks/000000000003_02_mask.gif").unlink()
+    train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
+    assert run_result()["epoch"] == 1
+
+
+def check_with_dice(dices, check_accuracy, *args, **options):
+    return check_accuracy(*args, **options) | {"dice": next(dices)}
+
+
+def test_interrupted_first_epoch_is_the_best_at_its_end_whatever_its_middle_scored(
+    settings, stop_at, monkeypatch
+):
+    stop_at(2)
+    with pytest.raises(SystemExit):
+        train.main(settings(NUM_EPOCHS=1))
+    stop_at(0)
+    dices = iter([0.9, 0.45])
+    falling = functools.partial(check_with_dice, dices, train.check_accuracy)
+    monkeypatch.setattr(train, "check_accuracy", falling)
+    train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
+    assert next(dices, None) is None
+    assert run_result(BEST)["best"] == 0.45
+
+
+# ---------------------------------------------------------------- files and workers that fail
+
+
+class DyingDataset(CarvanaDataset):
+    """The worker that reads an item of the second epoch kills itself."""
+
+    def __getitem__(self, key):
+        if os.getpid() != MAIN_PROCESS and isinstance(key, tuple) and key[0] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(key)
+
+
+def test_worker_that_is_killed_leaves_a_checkpoint(settings, monkeypatch):
+    changes = {"NUM_EPOCHS": 2, "BATCH_SIZE": 2}
+    train.main(settings(**changes))
+    straight = learned()
+    with monkeypatch.context() as patch:
+        patch.setattr("dataset.CarvanaDataset", DyingDataset)
+        with pytest.raises(RuntimeError, match="killed by signal|exited unexpectedly"):
+            train.main(settings(NUM_WORKERS=1, **changes))
+    assert read_checkpoint(LAST)["epoch"] == 1
+    train.main(settings(LOAD_MODEL=True, **changes))
+    assert is_same(straight, learned())
+
+
+def test_validation_file_that_goes_bad_costs_no_epoch(settings, data, monkeypatch):
+    train.main(settings(NUM_EPOCHS=2))
+    straight = learned()
+    path = data / "data/val_masks/000000000064_01_mask.gif"
+    good = path.read_bytes()
+    spoiling = Counted(train.check_accuracy, 2, lambda: path.write_bytes(good[:100]))
+    monkeypatch.setattr(train, "check_accuracy", spoiling)
+    with pytest.raises(UserError, match="000000000064_01_mask.gif: cannot be read"):
+        train.main(settings(NUM_EPOCHS=2))
+    state = read_checkpoint(LAST)
+    assert state["epoch"] == 1
+    assert state["part"]["images"] == state["part"]["of"] == 12
+    path.write_bytes(good)
+    train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
+    assert is_same(straight, learned())
+
+
+def test_training_file_that_goes_bad_is_named_and_nothing_is_lost(settings, data, monkeypatch):
+    changes = {"NUM_EPOCHS": 2, "BATCH_SIZE": 2, "CACHE": False}
+    train.main(settings(**changes))
+    straight = learned()
+    path = data / "data/train_images/000000000003_02.jpg"
+    good = path.read_bytes()
+    with monkeypatch.context() as patch:
+        spoiling = Counted(train.train_fn, 2, lambda: path.write_bytes(good[:500]))
+        patch.setattr(train, "train_fn", spoiling)
+        with pytest.raises(UserError, match="000000000003_02.jpg: cannot be read"):
+            train.main(settings(**changes))
+    path.write_bytes(good)
+    train.main(settings(LOAD_MODEL=True, **changes))
+    assert is_same(straight, learned())
+
+
+@pytest.mark.parametrize("keep", [0, 0.5, 0.99])
+def test_damaged_checkpoint_is_answered_with_the_good_ones(settings, data, keep):
+    train.main(settings(NUM_EPOCHS=1))
+    (data / "notes.pth.tar").write_text("not one either")
+    path = data / LAST
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content))])
+    expected = f"{LAST} is not a checkpoint .*over it, or name one: {BEST}$"
+    with pytest.raises(UserError, match=expected):
+        train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
+    (data / BEST).replace(path)
+    train.main(settings(NUM_EPOCHS=2, LOAD_MODEL=True))
+    assert run_result()["epoch"] == 2
+
+
+# ---------------------------------------------------------------- parts of epochs
+
+
+class Batches(list):
+    """Batches in place of a loader's; reading fails after the last one."""
+
+    def __init__(self, batches, images, error=None):
+        super().__init__(batches)
+        self.dataset = range(images)
+        self.batch_size = 2
+        self.sampler = SimpleNamespace()
+        self.error = error
+
+    def __iter__(self):
+        yield from super().__iter__()
+        if self.error:
+            raise self.error
+
+
+def test_partial_epoch_does_not_take_an_error_of_the_step_for_one_of_reading():
+    epoch = PartialEpoch(Batches([torch.zeros(2), torch.zeros(2)], images=4), 0, 0)
+    with pytest.raises(ZeroDivisionError):
+        for _ in epoch:
+            _ = 1 / 0
+    assert epoch.error is None
+    assert epoch.done == 0
+
+
+def test_partial_epoch_ends_with_whole_steps_when_reading_fails():
+    epoch = PartialEpoch(Batches(range(5), 20, OSError("gone")), 0, 4, accumulate=2)
+    assert list(epoch) == list(range(5))
+    assert epoch.done == 4 + 2 * 2 * 2
+    assert isinstance(epoch.error, OSError)

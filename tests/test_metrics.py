@@ -1,3 +1,5 @@
+"""Scores are their formulas, for one class and for several."""
+
 import numpy as np
 import pytest
 import torch
@@ -5,97 +7,117 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-import metrics
+from carvana import metrics
+from carvana.classes import SINGLE, Classes
+
+THREE = Classes(("ground", "thing", "edge"))
+IGNORED = THREE.ignore
 
 
 def score(name, predicted, target):
-    counts = metrics.confusion(
-        torch.as_tensor(np.asarray(predicted))[None], torch.as_tensor(np.asarray(target))[None]
+    """Return a score of one image of a single class."""
+    matrices = metrics.confusion_matrices(
+        torch.as_tensor(predicted)[None], torch.as_tensor(target)[None], SINGLE
     )
-    return metrics.SCORES[name](counts).item()
+    return metrics.image_scores(matrices, name, SINGLE).item()
 
 
-masks = array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(
-    lambda shape: st.tuples(arrays(bool, shape), arrays(bool, shape))
-)
+def pairs_of_masks(shape):
+    mask = arrays(np.uint8, shape, elements=st.integers(0, 1))
+    return st.tuples(mask, mask)
 
 
-@given(masks)
+PAIRS = array_shapes(min_dims=2, max_dims=2, max_side=9).flatmap(pairs_of_masks)
+
+
+# ---------------------------------------------------------------- a single class
+
+
+@given(PAIRS)
 def test_dice_is_its_formula_and_bounded(pair):
     predicted, target = pair
-    whole = predicted.sum() + target.sum()
+    whole = int(predicted.sum()) + int(target.sum())
     dice = score("dice", predicted, target)
     assert dice == pytest.approx(2 * (predicted & target).sum() / whole if whole else 1)
-    assert 0 <= dice <= 1 and dice == score("dice", target, predicted)
+    assert 0 <= dice <= 1
+    assert dice == score("dice", target, predicted)
     iou = score("iou", predicted, target)
     assert dice == pytest.approx(2 * iou / (1 + iou))
 
 
-@given(masks)
-def test_counts_cover_every_pixel_once(pair):
+@given(PAIRS)
+def test_confusion_covers_every_pixel_once(pair):
     predicted, target = pair
-    tp, fp, fn, tn = metrics.confusion(
-        torch.from_numpy(predicted)[None], torch.from_numpy(target)[None]
-    )[0].tolist()
-    assert (tp, fp, fn, tn) == tuple(
-        np.sum(p & t)
-        for p, t in (
-            (predicted, target),
-            (predicted, ~target),
-            (~predicted, target),
-            (~predicted, ~target),
-        )
+    (matrix,) = metrics.confusion_matrices(
+        torch.from_numpy(predicted)[None], torch.from_numpy(target)[None], SINGLE
     )
+    for true_class in (0, 1):
+        for predicted_class in (0, 1):
+            expected = ((target == true_class) & (predicted == predicted_class)).sum()
+            assert matrix[true_class, predicted_class] == expected
     assert score("accuracy", predicted, target) == pytest.approx((predicted == target).mean())
 
 
-def test_perfect_empty_and_disjoint():
-    car, empty = np.zeros((6, 8), bool), np.zeros((6, 8), bool)
-    car[2:4, 2:6] = True
+def test_scores_perfect_empty_and_disjoint():
+    empty = np.zeros((6, 8), np.uint8)
+    car = empty.copy()
+    car[2:4, 2:6] = 1
     for name in ("dice", "iou"):
-        assert score(name, car, car) == 1 and score(name, empty, empty) == 1
-        assert score(name, car, ~car) == 0 and score(name, empty, car) == 0
-    assert score("precision", empty, empty) == 1 and score("recall", empty, car) == 0
+        assert score(name, car, car) == 1
+        assert score(name, empty, empty) == 1
+        assert score(name, car, 1 - car) == 0
+        assert score(name, empty, car) == 0
+    assert score("precision", empty, empty) == 1
+    assert score("recall", empty, car) == 0
 
 
 def test_dice_is_a_mean_over_images_not_over_pixels():
-    predicted, target = (
-        torch.zeros(2, 10, 10, dtype=torch.bool),
-        torch.zeros(2, 10, 10, dtype=torch.bool),
+    predicted = torch.zeros(2, 10, 10, dtype=torch.uint8)
+    target = torch.zeros(2, 10, 10, dtype=torch.uint8)
+    predicted[0] = 1
+    target[0] = 1
+    target[1, 0, 0] = 1
+    matrices = metrics.confusion_matrices(predicted, target, SINGLE)
+    assert metrics.image_scores(matrices, "dice", SINGLE).tolist() == [1, 0]
+
+
+# ---------------------------------------------------------------- several classes
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_class_scores_are_counts(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, rng.integers(1, 4), (2, 5, 6))
+    predicted = rng.integers(0, rng.integers(1, 4), (2, 5, 6))
+    truth[rng.random(truth.shape) < 0.2] = IGNORED
+    matrices = metrics.confusion_matrices(
+        torch.from_numpy(predicted), torch.from_numpy(truth), THREE
     )
-    predicted[0], target[0], target[1, 0, 0] = True, True, True
-    assert metrics.dice(metrics.confusion(predicted, target)).tolist() == [1, 0]
+    dices = metrics.class_scores(matrices, metrics.dice)
+    for i in range(2):
+        for a in range(3):
+            for b in range(3):
+                assert matrices[i, a, b] == ((truth[i] == a) & (predicted[i] == b)).sum()
+        for index in range(3):
+            expected = dice_of_class(predicted[i], truth[i], index)
+            assert dices[i, index].item() == pytest.approx(expected, nan_ok=True)
 
 
-def test_boundary_distance_of_shifted_squares():
-    one, other = np.zeros((60, 80), bool), np.zeros((60, 80), bool)
-    one[20:40, 20:50] = True
-    other[19:41, 19:51] = True
-    assert metrics.boundary_distance(one, one) == 0
-    assert metrics.boundary_distance(one, other) == pytest.approx(1, abs=0.05)
-    assert metrics.boundary_distance(one, other) == pytest.approx(
-        metrics.boundary_distance(other, one)
-    )
-    empty = np.zeros_like(one)
-    assert metrics.boundary_distance(empty, empty) == 0
-    assert metrics.boundary_distance(one, empty) == 100  # the diagonal of 60x80
-    assert (
-        metrics.boundary_distance(~empty, empty) == 100
-        and metrics.boundary_distance(~empty, ~empty) == 0
-    )
+def dice_of_class(predicted, truth, index):
+    """Return the Dice of a class in one image by its formula; nan of a class in neither."""
+    known = truth != IGNORED
+    p = (predicted == index) & known
+    t = (truth == index) & known
+    if not p.any() and not t.any():
+        return np.nan
+    return 2 * (p & t).sum() / (p.sum() + t.sum())
 
 
-def test_errors_beyond_two_pixels_of_the_outline():
-    true = np.zeros((60, 80), bool)
-    true[20:40, 20:50] = True
-    nothing = np.zeros_like(true)
-    assert metrics.beyond(true, true) == metrics.beyond(nothing, nothing) == 0
-    shifted = np.roll(true, 2, axis=1)
-    assert metrics.beyond(shifted, true) == 0
-    assert (
-        metrics.beyond(np.roll(true, 3, axis=1), true) == (20 + 16) / 1200
-    )  # the third column on each side; four pixels of the car's own lie near its corners
-    speck = true.copy()
-    speck[2, 2] = True
-    assert metrics.beyond(speck, true) == 1 / 1201
-    assert metrics.beyond(true, nothing) == 1
+def test_class_that_is_never_predicted_has_no_precision():
+    # Of two classes that are there, one is never predicted.
+    matrices = torch.tensor([[[8, 0, 0], [4, 0, 0], [0, 0, 0]]])
+    for formula in (metrics.dice, metrics.precision, metrics.recall):
+        (values,) = metrics.class_scores(matrices, formula)
+        assert values[0] > 0
+        assert values[1] == 0
+        assert values[2].isnan()

@@ -1,228 +1,229 @@
 """Pages in a real browser: Debian's chromium, without a display. Skipped where there is none."""
 
+import itertools
 import re
 import shutil
 
 import numpy as np
 import pytest
-from conftest import write_pairs
-from test_inference import write_model
-from test_train import SMALL
+from helpers import tiny_options, write_model, write_pairs
+from markupsafe import Markup
 
-import page
+from carvana import curves, reports
 
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+PICTURES = ("photograph", "overlay", "truth", "prediction", "error")
+NAMES = [f"{'ab'[i % 2]} <car> & {i:02d}.jpg" for i in range(12)]  # in the order of their Dice
+SIZES = "[...document.images].slice(0, 5).map(i => [i.clientWidth, i.clientHeight])"
+BOXES = """[...document.querySelectorAll('.card')].map(card => {
+  const box = card.getBoundingClientRect();
+  return [box.left, box.top, box.right, box.bottom];
+})"""
 
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
         pytest.skip("no chromium here")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
         yield browser
         browser.close()
 
 
-@pytest.fixture
-def look(browser):
-    """look(path, width, dark) -> a tab with the page, whose errors and requests fail the test."""
-    complaints, tabs = [], []
+class Tabs:
+    """Opens pages, and notes what they complain about and ask the network for."""
 
-    def call(path, width=1200, dark=False):
-        tab = browser.new_page(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light"
-        )
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on(
-            "request",
-            lambda request: (
-                None
-                if request.url.startswith(("file:", "data:"))
-                else complaints.append(request.url)
-            ),
-        )
+    def __init__(self, browser):
+        self.browser = browser
+        self.tabs = []
+        self.complaints = []
+
+    def __call__(self, path, width=1200, dark=False):
+        """Return a tab with the page."""
+        scheme = "dark" if dark else "light"
+        viewport = {"width": width, "height": 900}
+        tab = self.browser.new_page(viewport=viewport, color_scheme=scheme)
+        tab.on("console", lambda message: self.complaints.append(message.text))
+        tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        tab.on("request", self.note_request)
         tab.goto(path.absolute().as_uri())
-        tabs.append(tab)
+        self.tabs.append(tab)
         return tab
 
-    yield call
-    for tab in tabs:
-        tab.close()
-    assert complaints == []
+    def note_request(self, request):
+        if not request.url.startswith(("file:", "data:")):
+            self.complaints.append(request.url)
 
 
 @pytest.fixture
-def gallery(tmp_path):
-    """A page of twelve cards, written in a mixed order."""
+def open_page(browser):
+    """look(path, width, dark): a tab, whose errors and requests fail the test."""
+    tabs = Tabs(browser)
+    yield tabs
+    for tab in tabs.tabs:
+        tab.close()
+    assert tabs.complaints == []
+
+
+def make_card(i, rng):
+    pictures = {}
+    for caption in PICTURES:
+        noise = rng.integers(0, 255, (80, 120, 3), dtype=np.uint8)
+        pictures[caption] = reports._picture_uri(noise)
+    dice = 0.9 + i / 200
+    sort_values = {"dice": dice, "share": (i * 7 % 12) / 12}
+    return reports.Card(NAMES[i], f"Dice {dice:.4f}", pictures, sort_values)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page with everything in it, and twelve cards in a mixed order."""
+    path = tmp_path_factory.mktemp("page") / "p/index.html"
     rng = np.random.default_rng(0)
-    items = [
-        {
-            "name": f"{'ab'[i % 2]} <car> & {i:02d}.jpg",
-            "facts": f"Dice {0.9 + i / 200:.4f}",
-            "dice": 0.9 + i / 200,
-            "share": (i * 7 % 12) / 12,
-            "pictures": {
-                what: page.embedded(rng.integers(0, 255, (80, 120, 3), dtype=np.uint8))
-                for what in ("photograph", "overlay", "truth", "prediction", "error")
-            },
-        }
-        for i in rng.permutation(12).tolist()
-    ]
-    history = [(epoch, 1 / epoch) for epoch in range(1, 9)]
-    page.write_page(
-        tmp_path / "p/index.html",
-        "A <page>",
-        "of cards",
-        page.section(
-            "Curves",
-            page.charts(
-                page.chart("Loss", {"a": history, "b": history[:3]}),
-                page.chart("1 - Dice", {"a": history}, log=True),
-                page.chart("nothing", {}),
-                page.histogram("Share", [1, 2, 2]),
-            ),
-        ),
-        page.section(
-            "Cards", page.cards(items, {"dice": ("lowest Dice", 1), "share": ("largest car", -1)})
-        ),
-        page.section("Table", page.table([("A", "1"), ("B", "2" * 300)], changed={"B"})),
+    history = [{"epoch": epoch, "train_loss": 1 / epoch} for epoch in range(1, 9)]
+    history[0]["val_loss"] = 0.5
+    reports.write_page(
+        path,
+        "training.html",
+        title="A <page>",
+        intro="of cards",
+        curves=Markup(curves.training_curves(history, "32x48").to_svg()),
+        class_rows=[["ground", "0.9"], ["thing", "-"]],
+        class_heads=["class", "Dice"],
+        confusion_rows=[["ground", "1.000", "0.000"]],
+        confusion_heads=["", "ground", "thing"],
+        color_key="orange = wrongly included, blue = missed",
+        cards=[make_card(i, rng) for i in rng.permutation(12).tolist()],
+        orders=[
+            reports.SortOrder("dice", "lowest Dice", 1),
+            reports.SortOrder("share", "largest car", -1),
+        ],
+        constants=[("A", "1"), ("B", "2" * 300)],
+        changed={"B"},
     )
-    return tmp_path / "p/index.html"
+    return path
 
 
-def names(tab):
+def card_names(tab):
     return tab.locator(".card h3").all_inner_texts()
 
 
-def test_sorting_and_filtering(gallery, look):
-    tab = look(gallery)
-    by_dice = [f"{'ab'[i % 2]} <car> & {i:02d}.jpg" for i in range(12)]
-    assert names(tab) == by_dice and tab.title() == "A <page>"
+def share_rank(name):
+    return -(int(name[-6:-4]) * 7 % 12)
+
+
+# ---------------------------------------------------------------- any page
+
+
+def test_page_sorts_and_filters_cards(page, open_page):
+    tab = open_page(page)
+    assert card_names(tab) == NAMES
+    assert tab.title() == "A <page>"
     tab.select_option("#sort", label="largest car")
-    assert names(tab) == sorted(by_dice, key=lambda name: -(int(name[-6:-4]) * 7 % 12))
+    assert card_names(tab) == sorted(NAMES, key=share_rank)
     tab.select_option("#sort", label="name")
-    assert names(tab) == sorted(by_dice)
+    assert card_names(tab) == sorted(NAMES)
     tab.fill("#filter", "B <C")
-    assert names(tab) == sorted(by_dice)[6:] and tab.locator("#count").inner_text() == "6 of 12"
+    assert card_names(tab) == sorted(NAMES)[6:]
+    assert tab.locator("#count").inner_text() == "6 of 12"
     tab.fill("#filter", "nothing like it")
-    assert names(tab) == []
+    assert card_names(tab) == []
     tab.fill("#filter", "")
-    assert len(names(tab)) == 12
+    assert len(card_names(tab)) == 12
 
 
-def test_enlarging_by_mouse_and_by_keys(gallery, look):
-    tab = look(gallery)
+def test_page_enlarges_cards_by_mouse_and_keys(page, open_page):
+    tab = open_page(page)
     dialog = tab.locator("dialog")
+    title = dialog.locator("strong")
     assert not dialog.is_visible()
     tab.locator(".card button").nth(2).click()
-    assert (
-        dialog.is_visible()
-        and "a <car> & 02.jpg" in dialog.locator("strong").inner_text()
-        and dialog.locator("img").count() == 5
-    )
+    assert dialog.is_visible()
+    assert "a <car> & 02.jpg" in title.inner_text()
+    assert dialog.locator("img").count() == 5
     tab.keyboard.press("ArrowRight")
-    assert (
-        "03.jpg" in dialog.locator("strong").inner_text()
-        and dialog.locator("output").inner_text() == "4 of 12"
-    )
+    assert "03.jpg" in title.inner_text()
+    assert dialog.locator("output").inner_text() == "4 of 12"
     for _ in range(4):
         tab.keyboard.press("ArrowLeft")
-    assert "11.jpg" in dialog.locator("strong").inner_text()
+    assert "11.jpg" in title.inner_text()
     tab.keyboard.press("Escape")
     assert not dialog.is_visible()
-    assert (
-        tab.evaluate("document.activeElement.getAttribute('aria-label')")
-        == "enlarge b <car> & 11.jpg"
-    )
+    focused = tab.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert focused == "enlarge b <car> & 11.jpg"
     tab.keyboard.press("Enter")
     assert dialog.is_visible()
 
 
+def overlap(box, neighbor):
+    left, top, right, bottom = box
+    return left < neighbor[2] and neighbor[0] < right and top < neighbor[3] and neighbor[1] < bottom
+
+
+def brightness(tab, style):
+    """Return the sum of a color's three levels."""
+    color = tab.evaluate(f"getComputedStyle(document.body).{style}")
+    return sum(map(int, re.findall(r"\d+", color)[:3]))
+
+
 @pytest.mark.parametrize("width", [360, 800, 1900])
 @pytest.mark.parametrize("dark", [False, True])
-def test_nothing_is_cut_off(gallery, look, width, dark):
-    tab = look(gallery, width, dark)
+def test_page_cuts_nothing_off(page, open_page, width, dark):
+    tab = open_page(page, width, dark)
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    assert all(
-        image["w"] > 0 and image["h"] > 0
-        for image in tab.evaluate(
-            "[...document.images].slice(0, 5).map(i => ({w: i.clientWidth, h: i.clientHeight}))"
-        )
-    )
-    boxes = tab.evaluate(
-        "[...document.querySelectorAll('.card')].map(c => { const b = c.getBoundingClientRect(); return [b.left, b.top, b.right, b.bottom] })"
-    )
-    assert not any(
-        a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-        for i, a in enumerate(boxes)
-        for b in boxes[:i]
-    )
-    ink, ground = (
-        sum(
-            map(
-                int, re.findall(r"\d+", tab.evaluate(f"getComputedStyle(document.body).{what}"))[:3]
-            )
-        )
-        for what in ("color", "backgroundColor")
-    )
+    assert all(side > 0 for size in tab.evaluate(SIZES) for side in size)
+    boxes = tab.evaluate(BOXES)
+    assert len(boxes) == 12
+    assert not any(overlap(*pair) for pair in itertools.combinations(boxes, 2))
+    ink = brightness(tab, "color")
+    ground = brightness(tab, "backgroundColor")
     assert ink > ground + 300 if dark else ground > ink + 300
-    assert all(alt for alt in tab.evaluate("[...document.images].map(i => i.alt)"))
+    assert all(tab.evaluate("[...document.images].map(i => i.alt)"))
 
 
-def test_a_training_leaves_a_page(data, run, look):
-    done = run("train.py", *SMALL, "--num-epochs", 2, "--gallery-max", 4)
+# ---------------------------------------------------------------- the scripts' pages
+
+
+def test_page_of_a_training(data, run, open_page):
+    arguments = tiny_options(NUM_EPOCHS=2)
+    done = run("train.py", *arguments, "--gallery-max", 4)
     assert done.stdout.rstrip().endswith("now look at saved_images/index.html")
     path = data / "saved_images/index.html"
-    tab = look(path)
-    dices = [
-        float(re.search(r"Dice ([\d.]+)", facts)[1])
-        for facts in tab.locator(".facts").all_inner_texts()
-    ]
-    assert (
-        len(dices) == 4
-        and dices == sorted(dices)
-        and "6 validation images of data/val_images/, the worst 4 of them below" in tab.content()
-    )
-    assert (
-        tab.locator("tr.changed").all_inner_texts()
-        and "FEATURES\t4 8" in tab.locator("tr.changed").all_inner_texts()
-    )
-    assert (
-        not any(row.startswith("ROTATE\t") for row in tab.locator("tr.changed").all_inner_texts())
-        and tab.locator("svg").count() == 5
-        and path.stat().st_size < 500_000
-    )
-    (data / "saved_images/index.html").unlink()
-    assert (
-        "now look at saved_images/overview.png"
-        in run(
-            "train.py", *SMALL, "--num-epochs", 2, "--gallery-max", 0, "--load-model", "true"
-        ).stdout
-        and not path.exists()
-    )
+    assert path.stat().st_size < 500_000
+    tab = open_page(path)
+    facts = tab.locator(".facts").all_inner_texts()
+    dices = [float(re.search(r"Dice ([\d.]+)", line)[1]) for line in facts]
+    assert len(dices) == 4
+    assert dices == sorted(dices)
+    intro = "6 validation images of data/val_images/, the worst 4 of them below"
+    assert intro in tab.content()
+    changed = tab.locator("tr.changed").all_inner_texts()
+    assert "FEATURES\t4 8" in changed
+    assert not any(row.startswith("ROTATE\t") for row in changed)
+    charts = tab.locator("svg").inner_html()
+    for title in ("loss", "1 - Dice of validation", "learning rate", "images per second"):
+        assert f">{title}</text>" in charts, title
+    path.unlink()
+    done = run("train.py", *arguments, "--gallery-max", 0, "--load-model", "true")
+    assert "now look at saved_images/overview.png" in done.stdout
+    assert not path.exists()
 
 
-def test_pages_of_explore_and_inference(tmp_path, run, look):
+def test_pages_of_explore_and_inference(tmp_path, run, open_page):
     write_pairs(tmp_path / "photos", tmp_path / "labels", cars=6)
     write_model(tmp_path / "a.pth.tar")
     run("explore.py", "--images", "photos", "--masks", "labels", "--out", "e/explore.html")
     run("inference.py", "--img", "photos", "--model", "a.pth.tar", "--gallery", "--out", "i")
-    for path, label in (
-        (tmp_path / "e/explore.html", "least agreement"),
-        (tmp_path / "i/index.html", "least sure"),
-    ):
-        for width in (360, 1200):
-            tab = look(path, width, dark=width == 360)
-            assert len(names(tab)) == 12 and tab.locator("#sort option").first.inner_text() == label
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width
-    unsure = [
-        float(re.search(r"about ([\d.]+)", facts)[1])
-        for facts in tab.locator(".facts").all_inner_texts()
-    ]
-    assert unsure == sorted(unsure, reverse=True) and len(set(unsure)) > 1
+    first_orders = {"e/explore.html": "least agreement", "i/index.html": "least sure"}
+    for (path, order), width in itertools.product(first_orders.items(), (360, 1200)):
+        tab = open_page(tmp_path / path, width, dark=width == 360)
+        assert len(card_names(tab)) == 12
+        assert tab.locator("#sort option").first.inner_text() == order
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    facts = tab.locator(".facts").all_inner_texts()
+    unsure = [float(re.search(r"about ([\d.]+)", line)[1]) for line in facts]
+    assert unsure == sorted(unsure, reverse=True)
+    assert len(set(unsure)) > 1

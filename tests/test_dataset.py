@@ -1,0 +1,49 @@
+"""Training images: augmentations that belong to seed, epoch and image, and their order."""
+
+import numpy as np
+import torch
+from helpers import scene, split_folders
+
+import utils
+from dataset import Augmentation, CarvanaDataset, train_transform, val_transform
+
+
+def augmented_images(data, seed):
+    """Return the 12 training images of epoch 0, then those of epoch 1."""
+    folders = split_folders(data)[:2]
+    dataset = CarvanaDataset(*folders, train_transform(), size=(32, 48), seed=seed)
+    return [dataset[epoch, index][0] for epoch in (0, 1) for index in range(12)]
+
+
+def test_augmentations_differ_over_epochs_and_images_and_agree_over_runs(data):
+    images = augmented_images(data, seed=1)
+    assert all(map(torch.equal, images, augmented_images(data, seed=1)))
+    assert not any(map(torch.equal, images[:12], images[12:]))
+    assert not any(map(torch.equal, images, augmented_images(data, seed=2)))
+
+
+def test_augmentations_turn_masks_with_their_images():
+    """The mask of a white car on black ground is the picture itself, whatever is drawn."""
+    mask = scene(3)[1].astype(np.float32)
+    image = np.repeat((mask * 255).astype(np.uint8)[..., None], 3, axis=2)
+    augmentation = Augmentation(rotate=35, horizontal_flip=0.5, vertical_flip=0.5)
+    pipeline = train_transform(augmentation)
+    for seed in range(20):
+        pipeline.set_random_seed(seed)
+        item = pipeline(image=image, mask=mask)
+        assert item["image"].dtype == torch.uint8
+        assert item["mask"].dtype == torch.float32
+        assert (item["image"][0] / 255 - item["mask"]).abs().max() < 0.02
+
+
+def test_sampler_permutes_the_images_in_each_epoch(data):
+    loader, _ = utils.get_loaders(
+        *split_folders(data), 4, train_transform(), val_transform(), 0, False, size=(32, 48)
+    )
+    epochs = [list(loader.sampler) for _ in range(3)]
+    assert [{epoch for epoch, _ in keys} for keys in epochs] == [{0}, {1}, {2}]
+    orders = [[index for _, index in keys] for keys in epochs]
+    assert all(sorted(order) == list(range(12)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    loader.sampler.epoch = 1
+    assert list(loader.sampler) == epochs[1]

@@ -1,0 +1,102 @@
+"""Rules of the layout: who imports whom, and what code looks like."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+from helpers import ROOT
+
+SCRIPTS = {"prepare_data", "explore", "evaluate", "inference", "export", "train"}
+MAX_ROOT_FILES = 12
+MAX_FUNCTION_LINES = 50
+ROOT_FILES = sorted(ROOT.glob("*.py"))
+PACKAGE_FILES = sorted((ROOT / "carvana").rglob("*.py"))
+PRODUCT_FILES = [*ROOT_FILES, *PACKAGE_FILES, *sorted((ROOT / "tools").glob("*.py"))]
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def module_name(path: Path) -> str:
+    """Return the name by which a file of the project is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PRODUCT_FILES}
+MODULES = {module_name(path) for path in PRODUCT_FILES}
+
+
+def project_imports(path):
+    """Return the names of the project's modules that a file imports, also inside functions."""
+    imported = set()
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                imported.add(submodule if submodule in MODULES else node.module)
+    return imported & MODULES
+
+
+def nodes(kind):
+    """Yield (where, node) of all nodes of a kind in product code."""
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, kind):
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
+def contains(node, kind):
+    return any(isinstance(inner, kind) for inner in ast.walk(node) if inner is not node)
+
+
+def test_package_imports_nothing_of_the_root():
+    outside = {
+        (module_name(path), name)
+        for path in PACKAGE_FILES
+        for name in project_imports(path)
+        if not name.startswith("carvana")
+    }
+    assert outside == set()
+
+
+def test_package_imports_have_no_cycles():
+    graph = {module_name(path): project_imports(path) for path in PACKAGE_FILES}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_scripts_do_not_import_each_other():
+    assert {module_name(path) for path in ROOT_FILES} >= SCRIPTS
+    for path in ROOT_FILES:
+        others = SCRIPTS - {module_name(path)}
+        assert not project_imports(path) & others, path
+
+
+def test_root_has_few_files():
+    assert len(ROOT_FILES) <= MAX_ROOT_FILES
+
+
+def test_functions_fit_a_screen():
+    long = [
+        where
+        for where, node in nodes(FUNCTIONS)
+        if node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+    ]
+    assert long == []
+
+
+def test_functions_are_not_nested():
+    assert [where for where, node in nodes(FUNCTIONS) if contains(node, FUNCTIONS)] == []
+
+
+def test_conditional_expressions_are_not_chained():
+    assert [where for where, node in nodes(ast.IfExp) if contains(node, ast.IfExp)] == []
+
+
+def test_readme_lists_every_file():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    files = text[text.index("## Files") :]
+    names = [path.stem for path in PRODUCT_FILES if path.parent.name != "rendering"]
+    missing = [name for name in names if name != "__init__" and f"`{name}" not in files]
+    assert [name for name in missing if f"/{name}" not in files] == []

@@ -1,0 +1,127 @@
+"""Losses are their formulas, least for the truth, and blind to ignored pixels."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import class_indices, scene
+from torch.nn import functional as F
+
+from carvana.classes import SINGLE, Classes
+from carvana.losses import edge_loss, make_loss, means_around
+
+THREE = Classes(("ground", "thing", "edge"))
+NAMES = ["bce", "dice", "bce_dice", "edge"]
+
+
+# ---------------------------------------------------------------- a single class
+
+
+def test_loss_is_its_formula():
+    logits = torch.tensor([[[[2.0, -1.0], [0.5, -3.0]]], [[[1.0, 1.0], [-2.0, 0.0]]]])
+    masks = torch.tensor([[[[1.0, 0.0], [0.5, 0.0]]], [[[0.0, 1.0], [0.0, 0.0]]]])
+    p = 1 / (1 + np.exp(-logits.numpy().astype(float)))
+    t = masks.numpy()
+    bce = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean()
+    dices = [(2 * (p[i] * t[i]).sum() + 1) / (p[i].sum() + t[i].sum() + 1) for i in (0, 1)]
+    dice = 1 - np.mean(dices)
+    for name, expected in (("bce", bce), ("dice", dice), ("bce_dice", bce + dice)):
+        assert make_loss(name)(logits, masks).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_loss_weighs_foreground():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 1, 8, 12)
+    masks = torch.rand(2, 1, 8, 12)
+    expected = F.binary_cross_entropy_with_logits(logits, masks, pos_weight=torch.tensor(3.0))
+    loss = make_loss("bce", SINGLE, 3.0)(logits, masks)
+    assert loss.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loss_is_least_for_the_truth(name):
+    masks = torch.from_numpy(scene(3, 64, 96)[1])[None, None].float()
+    loss = make_loss(name)
+    truth = (20 * (2 * masks - 1)).requires_grad_()
+    assert loss(truth, masks).item() < 1e-3 < loss(-truth, masks).item()
+    for empty in (torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)):
+        logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
+        loss(logits, empty).backward()
+        assert logits.grad.isfinite().all()
+        assert ((logits.grad > 0) == (empty == 0)).all()
+
+
+def test_edge_loss_of_an_even_mask_is_cross_entropy():
+    even = torch.zeros(1, 1, 64, 96)
+    expected = make_loss("bce")(even + 1, even).item()
+    assert make_loss("edge")(even + 1, even).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_edge_loss_of_errors_at_the_outline_is_higher():
+    masks = torch.zeros(1, 1, 64, 96)
+    masks[..., :48] = 1
+    at_outline = 20 * (2 * masks - 1)
+    far_away = at_outline.clone()
+    at_outline[..., 47] *= -1
+    far_away[..., 10] *= -1
+    assert edge_loss(at_outline, masks) > 3 * edge_loss(far_away, masks)
+    cross_entropy = make_loss("bce")
+    expected = cross_entropy(far_away, masks).item()
+    assert cross_entropy(at_outline, masks) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size, reach", [((5, 7), 1), ((9, 4), 20), ((64, 96), 5), ((1, 3000), 90)])
+def test_means_around_are_means(size, reach):
+    values = torch.rand(2, 1, *size)
+    window = (1, 2 * reach + 1)
+    expected = F.avg_pool2d(values, window, 1, (0, reach), count_include_pad=False)
+    assert torch.allclose(means_around(values, reach), expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------- several classes
+
+
+def test_class_loss_is_its_formula():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 8, 12)
+    masks = torch.randint(0, 3, (2, 8, 12))
+    masks[0, :2] = THREE.ignore
+    expected = F.cross_entropy(logits, masks, ignore_index=255).item()
+    assert make_loss("bce", THREE)(logits, masks).item() == pytest.approx(expected)
+    weighted = F.cross_entropy(logits, masks, torch.tensor([1.0, 5, 5]), ignore_index=255).item()
+    assert make_loss("bce", THREE, 5.0)(logits, masks).item() == pytest.approx(weighted)
+    p = torch.softmax(logits, 1)
+    known = masks != THREE.ignore
+    dices = []
+    for i in range(2):
+        for index in range(3):
+            is_class = masks[i] == index
+            intersection = (p[i, index] * is_class)[known[i]].sum()
+            sizes = p[i, index][known[i]].sum() + is_class.sum()
+            dices.append((2 * intersection + 1) / (sizes + 1))
+    expected = 1 - torch.stack(dices).mean().item()
+    assert make_loss("dice", THREE)(logits, masks).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_class_loss_is_least_for_the_truth_and_ignores_pixels(name):
+    loss = make_loss(name, THREE)
+    masks = torch.from_numpy(np.stack([class_indices(1), class_indices(2)])).long()
+    right = 12 * F.one_hot(masks.clamp(max=2), 3).permute(0, 3, 1, 2).float()
+    assert loss(right, masks) < 0.01
+    assert loss(-right, masks) > 0.1
+    logits = torch.randn(2, 3, 24, 36, requires_grad=True)
+    loss(logits, masks).backward()
+    gradients = logits.grad.abs().sum(1)
+    assert gradients[masks == THREE.ignore].max() == 0
+    assert gradients[masks != THREE.ignore].min() > 0
+    assert loss(logits, torch.full_like(masks, THREE.ignore)).isfinite()
+
+
+def test_edge_loss_of_two_classes_is_the_binary_one():
+    torch.manual_seed(0)
+    logits = torch.randn(1, 1, 64, 64)
+    masks = (torch.arange(64) > 30).expand(1, 64, 64).long()
+    both = torch.cat((torch.zeros_like(logits), logits), 1)
+    binary = make_loss("edge")(logits, masks[:, None].float()).item()
+    two_classes = make_loss("edge", Classes(("a", "b")))(both, masks).item()
+    assert two_classes == pytest.approx(binary, rel=1e-4)
