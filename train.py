@@ -130,6 +130,7 @@ class Trainer:
             "features": cfg.FEATURES,
             "unshuffle": cfg.UNSHUFFLE,
         }
+        self.parameters = count_parameters(UNET, **self.network_args)
         self.check_size()
         torch.manual_seed(cfg.SEED)
         torch.backends.cudnn.benchmark = True
@@ -156,8 +157,7 @@ class Trainer:
         """Refuse a network and batches that cannot fit, before anything is allocated."""
         cfg = self.cfg
         batch = (distributed.local_batch_size(cfg.BATCH_SIZE), cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH)
-        parameters = count_parameters(UNET, **self.network_args)
-        check_memory(parameters, batch, cfg.FEATURES[0] / cfg.UNSHUFFLE**2, self.device)
+        check_memory(self.parameters, batch, cfg.FEATURES[0] / cfg.UNSHUFFLE**2, self.device)
 
     def make_loaders(self) -> tuple:
         """Return the loaders of training and validation images."""
@@ -197,11 +197,10 @@ class Trainer:
     def print_start(self) -> None:
         """Print what is trained on what."""
         cfg = self.cfg
-        parameters = count_parameters(UNET, **self.network_args)
         print(
             f"{self.progress.images} training and {len(self.val_loader.dataset)} validation "
-            f"images at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {parameters / 1e6:.2f} M parameters "
-            f"on {self.device}, {str(self.dtype).removeprefix('torch.')}"
+            f"images at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {self.parameters / 1e6:.2f} M "
+            f"parameters on {self.device}, {str(self.dtype).removeprefix('torch.')}"
         )
         history.warn_of_rare_classes(self.train_loader.dataset)
 

@@ -66,3 +66,11 @@ def settings(data, monkeypatch):
     """settings(NUM_EPOCHS=2): constants for train.main; the working folder is data's."""
     monkeypatch.chdir(data)
     return helpers.tiny_settings
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A folder with six photographs in photos/, their masks and a model."""
+    helpers.write_pairs(tmp_path / "photos", tmp_path / "masks", cars=3)
+    helpers.write_model(tmp_path / helpers.BEST)
+    return tmp_path

@@ -5,6 +5,7 @@ import csv
 import functools
 import io
 import os
+import resource
 import runpy
 import signal
 import subprocess
@@ -360,3 +361,14 @@ def learned_state(state):
     """Return the entries of a checkpoint that an interruption must not change."""
     names = ("state_dict", "optimizer", "scaler", "epoch", "best", "random")
     return {name: state[name] for name in names}
+
+
+def run_with_small_files(folder, limit, script, *arguments):
+    """Run a script in a process that can write files of at most `limit` bytes: a full disk."""
+    return subprocess.run(
+        script_command(script, *arguments),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        preexec_fn=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)),
+    )

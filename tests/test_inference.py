@@ -3,9 +3,7 @@
 import json
 import os
 import re
-import resource
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -17,8 +15,8 @@ from helpers import (
     csv_rows,
     picture_width_height,
     reference_logits,
+    run_with_small_files,
     scene,
-    script_command,
     write_model,
     write_pairs,
 )
@@ -29,14 +27,6 @@ from carvana.errors import UserError
 from carvana.images import picture_size, read_image
 from carvana.photographs import ENDINGS
 from model import UNET
-
-
-@pytest.fixture
-def work(tmp_path):
-    """A folder with six photographs in photos/, their masks and a model."""
-    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=3)
-    write_model(tmp_path / BEST)
-    return tmp_path
 
 
 def read_png(path):
@@ -317,18 +307,9 @@ def test_inference_answers_wrong_options(work, run, arguments, message):
     assert not list(work.glob("outputs/*"))
 
 
-def limit_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # bytes
-
-
 def test_inference_ends_when_the_disk_is_full(work):
-    finished = subprocess.run(
-        script_command("inference.py", *OWN_MODEL, "--img", "photos"),
-        cwd=work,
-        capture_output=True,
-        text=True,
-        preexec_fn=limit_files,
-    )
+    arguments = (*OWN_MODEL, "--img", "photos")
+    finished = run_with_small_files(work, 200, "inference.py", *arguments)
     assert finished.returncode == 2
     assert "Traceback" not in finished.stderr
     assert "cannot be written (File too large); free some space" in finished.stderr

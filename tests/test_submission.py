@@ -1,6 +1,5 @@
 """The challenge's csv: its run lengths, and how an interrupted run continues it."""
 
-import resource
 import shutil
 import signal
 import subprocess
@@ -9,10 +8,10 @@ import time
 import numpy as np
 import pytest
 from helpers import (
-    BEST,
     OWN_MODEL,
     csv_rows,
     picture_width_height,
+    run_with_small_files,
     script_command,
     write_model,
     write_pairs,
@@ -20,14 +19,6 @@ from helpers import (
 from PIL import Image
 
 from carvana.submission import Submission
-
-
-@pytest.fixture
-def work(tmp_path):
-    """A folder with six photographs in photos/ and a model."""
-    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=3)
-    write_model(tmp_path / BEST)
-    return tmp_path
 
 
 def decode(runs, shape):
@@ -95,19 +86,9 @@ def test_submission_takes_long_rows_and_odd_names(tmp_path):
     assert Submission(tmp_path / "a.csv", {}).done == {*names, "a,d.jpg"}
 
 
-def limit_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))  # bytes
-
-
 def test_submission_names_the_csv_when_the_disk_is_full(work, run):
     arguments = (*OWN_MODEL, "--img", "photos", "--rle", "a.csv", "--no-save")
-    finished = subprocess.run(
-        script_command("inference.py", *arguments),
-        cwd=work,
-        capture_output=True,
-        text=True,
-        preexec_fn=limit_files,
-    )
+    finished = run_with_small_files(work, 600, "inference.py", *arguments)
     assert finished.returncode == 2
     assert "Traceback" not in finished.stderr
     assert "error: a.csv cannot be written (File too large); free some space" in finished.stderr
