@@ -3,7 +3,9 @@
 import dataclasses
 import os
 import random
-from collections.abc import Callable, Iterable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -12,16 +14,19 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from carvana import distributed
 from carvana.cache import open_cache
 from carvana.classes import SINGLE, Classes
-from carvana.device import choose_workers, find_device
+from carvana.device import choose_workers, find_device, fit_workers
 from carvana.errors import raise_all, result_or_error
 from carvana.images import Reading, Size, read_all, read_hard_mask
 from carvana.interrupts import leave_signals_alone
 from carvana.pairs import MASK_SUFFIX, find_pairs
 from carvana.sampling import EpochSampler
+
+PREFETCH_FACTOR = 4  # batches that each worker reads ahead
 
 # Albumentations would look on the internet for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -228,6 +233,7 @@ def get_loaders(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
         len(train), train.seed, batch_size, distributed.RANK, distributed.WORLD_SIZE
     )
     local_batch_size = distributed.local_batch_size(batch_size)
+    num_workers = _workers(train, local_batch_size, num_workers, device)
     shared = {"num_workers": num_workers, "pin_memory": pin_memory, "device": device}
     train_loader = make_loader(train, local_batch_size, sampler=sampler, **shared)
     val_shard = distributed.shard(len(val))
@@ -249,9 +255,8 @@ def make_loader(
         num_workers: -1: as many as this machine needs with the network on `device`.
         device: None: that of find_device().
     """
-    if num_workers < 0:
-        num_workers = choose_workers(device or find_device(), cached=dataset.cache is not None)
-    return DataLoader(
+    num_workers = _workers(dataset, batch_size, num_workers, device)
+    return Loader(
         dataset,
         batch_size,
         sampler=sampler,
@@ -259,9 +264,48 @@ def make_loader(
         worker_init_fn=leave_signals_alone,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=PREFETCH_FACTOR if num_workers else None,
         generator=torch.Generator(),  # its own: loading must not draw from torch's random state
     )
+
+
+def _workers(
+    dataset: CarvanaDataset, batch_size: int, num_workers: int, device: torch.device | None
+) -> int:
+    """Return how many processes read for a loader, with a warning if memory allows fewer."""
+    if num_workers < 0:
+        num_workers = choose_workers(device or find_device(), cached=dataset.cache is not None)
+    batch_bytes = batch_size * dataset.reading.item_bytes()
+    return fit_workers(num_workers, batch_bytes * PREFETCH_FACTOR)
+
+
+class Loader(DataLoader):
+    """A DataLoader that reports the death of a worker where it reads, and nowhere else.
+
+    DataLoader itself raises it wherever the main process is at that moment: in the middle of an
+    optimizer step, of a file, of a checkpoint.
+
+    Raises:
+        RuntimeError: a worker has ended; what it says is explained by errors.TORCH_ERRORS.
+    """
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self._start()
+        except (ConnectionError, EOFError) as error:  # it was just handing over a batch
+            if not self.num_workers:
+                raise
+            raise RuntimeError("a DataLoader worker exited unexpectedly") from error
+
+    def _start(self) -> Iterator[Any]:
+        """Return DataLoader's iterator, without the signal handler that the first one sets."""
+        main_thread = threading.current_thread() is threading.main_thread()
+        if not hasattr(signal, "SIGCHLD") or not main_thread:
+            return super().__iter__()
+        handler = signal.getsignal(signal.SIGCHLD)
+        iterator = super().__iter__()
+        signal.signal(signal.SIGCHLD, handler)
+        return iterator
 
 
 def check_readable(*datasets: CarvanaDataset) -> None:
@@ -281,11 +325,9 @@ def _read_shard(dataset: CarvanaDataset) -> None:
             pass
 
 
-def first_batches(loader: DataLoader, images: int) -> DataLoader:
-    """Return a loader of the first images of the training epoch that was just done."""
-    sampler = loader.sampler
-    epoch = sampler.epoch - 1
-    keys: Sequence = [(epoch, index) for index in sampler.order(epoch)[:images]]
+def first_batches(loader: DataLoader, epoch: int, images: int) -> DataLoader:
+    """Return a loader of the first images of a training epoch."""
+    keys: Sequence = [(epoch, index) for index in loader.sampler.order(epoch)[:images]]
     return make_loader(loader.dataset, loader.batch_size, sampler=keys)
 
 
@@ -295,6 +337,9 @@ def end_workers(*loaders: DataLoader) -> None:
     Left to the garbage collector, each takes five seconds if it finds them in a cycle.
     """
     for loader in loaders:
-        if loader._iterator is not None:
-            loader._iterator._shutdown_workers()
+        iterator = loader._iterator
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
+            for worker in iterator._workers:
+                worker.kill()  # one that hangs, since another one died
             loader._iterator = None

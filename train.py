@@ -13,12 +13,13 @@ if __name__ == "__main__":  # wrong options and folders are answered before torc
     with user_errors():
         cfg = startup.configure(config, description=__doc__)
 
+import contextlib
 import copy
 import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,7 +27,8 @@ import torch
 from torch import nn
 
 from carvana import checkpoint, distributed, history, optim, reports
-from carvana.batchnorm import settle_batchnorm
+from carvana.batchnorm import BatchNormKeeper, settle_batchnorm
+from carvana.byproducts import Byproducts
 from carvana.classes import Classes
 from carvana.device import (
     amp_dtype,
@@ -40,8 +42,9 @@ from carvana.device import (
 )
 from carvana.drawing import batch_sheet, save_picture
 from carvana.epochs import PartialEpoch, PlainEpoch
-from carvana.errors import first_few
-from carvana.interrupts import Pause, Signals, looks_within_epoch
+from carvana.errors import UserError, first_few
+from carvana.interrupts import Interrupted, Pause, Signals, looks_within_epoch
+from carvana.locks import output_locks
 from carvana.losses import make_loss
 from carvana.options import default_values
 from carvana.progress import LossMeter, Progress
@@ -152,6 +155,10 @@ class Trainer:
         if cfg.STOP_AT_DICE:
             step_images = cfg.BATCH_SIZE * cfg.ACCUMULATE
             self.looks = looks_within_epoch(images, step_images, cfg.LOOKS_PER_EPOCH)
+        self.byproducts = Byproducts()
+        self.signals = Signals()
+        self.pause = Pause(self.signals, self.looks, cfg.CHECKPOINT_MINUTES)
+        self.statistics = BatchNormKeeper(self.model) if cfg.ACCUMULATE > 1 else None
 
     def check_size(self) -> None:
         """Refuse a network and batches that cannot fit, before anything is allocated."""
@@ -242,32 +249,50 @@ class Trainer:
         resumed = self.resume()
         self.train_loader.sampler.epoch = progress.epoch
         if distributed.FIRST:
-            sheet = batch_sheet(self.train_loader, cfg.BATCH_SIZE)
-            save_picture(sheet, os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png"))
+            path = os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png")
+            with self.byproducts.writing(path):
+                save_picture(batch_sheet(self.train_loader, cfg.BATCH_SIZE), path)
         if distributed.WORLD_SIZE > 1 and not resumed:
             self.save(cfg.CHECKPOINT_FILE)  # what a restart after a process's death continues from
+        with self.signals:
+            try:
+                self.train()
+            except Interrupted as interruption:
+                print(
+                    f"stopped after {progress.done} of {progress.images} images of epoch "
+                    f"{progress.epoch + 1}; run the same command with --load-model true to continue"
+                )
+                sys.exit(128 + interruption.number)
+            if distributed.FIRST and progress.history:
+                with self.byproducts.writing(cfg.SAVED_IMAGES_DIR):
+                    reports.write_curves(cfg, progress.history)
+            conclude(cfg, progress)  # a signal that comes now must leave no half-written picture
+
+    def train(self) -> None:
+        """Train and evaluate in turns. Raises Interrupted, with a checkpoint, at a signal."""
+        cfg = self.cfg
+        progress = self.progress
         epochs_to_announce = progress.epochs_left
         wrapped = distributed.wrap(self.model, self.device)
         model = wrapped
-        with Signals() as signals:
-            pause = Pause(signals, self.looks, cfg.CHECKPOINT_MINUTES)
-            while not self.finished():
-                seconds = progress.seconds_ahead()
-                if model is wrapped and compiling_pays(cfg.COMPILE, self.device, seconds):
-                    model = torch.compile(wrapped)
-                self.train_until_pause(model, pause, epochs_to_announce)
-                epochs_to_announce = 0
-                if progress.done in self.looks:
-                    self.evaluate(full_size=False, at_least=cfg.STOP_AT_DICE)
-                if progress.epoch_complete or progress.stop_reason:
-                    self.finish_epoch()
-                    pause.note_checkpoint()
-            conclude(cfg, progress)  # a signal that comes now must leave no half-written picture
+        while not self.finished():
+            seconds = progress.seconds_ahead()
+            if model is wrapped and compiling_pays(cfg.COMPILE, self.device, seconds):
+                model = torch.compile(wrapped)
+            if not self.look_is_due():  # a run that was stopped at a look continues with it
+                self.train_until_pause(model, epochs_to_announce)
+            epochs_to_announce = 0
+            if self.look_is_due():
+                self.look()
+            if progress.epoch_complete or progress.stop_reason:
+                self.finish_epoch()
+                self.pause.note_checkpoint()
 
-    def train_until_pause(self, model: nn.Module, pause: Pause, epochs_to_announce: int) -> None:
+    def train_until_pause(self, model: nn.Module, epochs_to_announce: int) -> None:
         """Train to the end of the epoch, or to a signal, a look at the score, a due checkpoint."""
         cfg = self.cfg
         progress = self.progress
+        pause = self.pause
         epoch = PartialEpoch(
             self.train_loader, progress.epoch, progress.done, pause, cfg.ACCUMULATE
         )
@@ -276,25 +301,26 @@ class Trainer:
             clip=cfg.CLIP_GRADIENT,
             learning_rate_at=self.learning_rate_at,
             resolution_at=None if cfg.RESOLUTIONS == [1.0] else self.resolution_at,
-            after_step=self.update_ema if cfg.EMA else None,
+            after_step=self.after_step,
             epochs_to_announce=epochs_to_announce,
         )
+        if self.statistics:
+            self.statistics.keep()
         started = time.perf_counter()
         loss = train_fn(epoch, model, self.optimizer, self.loss_fn, self.scaler, options)
         progress.add(epoch.done - epoch.first, loss, time.perf_counter() - started)
-        signal = pause.signal_received()
-        checkpoint_due = pause.checkpoint_due()
-        if signal or epoch.error or checkpoint_due:
+        self.check_weights()
+        if epoch.error:  # a file that cannot be read, a worker that died
+            if self.statistics:
+                self.statistics.restore()
+            self.save_before_the_end()
+            raise epoch.error
+        if pause.signal:
+            self.save_before_the_end()
+            raise Interrupted(pause.signal)
+        if pause.checkpoint_due:
             self.save(cfg.CHECKPOINT_FILE)
             pause.note_checkpoint()
-        if epoch.error:  # a file that cannot be read, a worker that died
-            raise epoch.error
-        if signal:
-            print(
-                f"stopped after {progress.done} of {progress.images} images of epoch "
-                f"{progress.epoch + 1}; run the same command with --load-model true to continue"
-            )
-            sys.exit(128 + signal)
 
     def fraction(self, step: int) -> float:
         """Return the share of the run that is done after so many batches since the last pause."""
@@ -309,11 +335,38 @@ class Trainer:
         """Return the share of the image size, by the batches done since the last pause."""
         return optim.resolution(self.cfg.RESOLUTIONS, self.fraction(step))
 
-    def update_ema(self, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Move the average of the weights, after so many batches since the last pause."""
         cfg = self.cfg
-        batches = self.fraction(step) * cfg.NUM_EPOCHS * len(self.train_loader)
-        optim.update_ema(self.ema_model, self.model, cfg.EMA, batches / cfg.ACCUMULATE)
+        if self.statistics:
+            self.statistics.keep()
+        if cfg.EMA:
+            batches = self.fraction(step) * cfg.NUM_EPOCHS * len(self.train_loader)
+            optim.update_ema(self.ema_model, self.model, cfg.EMA, batches / cfg.ACCUMULATE)
+
+    def check_weights(self) -> None:
+        """Raise UserError, in all processes, if the weights are not finite."""
+        finite = checkpoint.weights_are_finite(self.model, self.ema_model)
+        if not distributed.all_reduce_max(int(not finite))[0]:
+            return
+        progress = self.progress
+        raise UserError(
+            f"weights are not finite after {progress.done} of {progress.images} images of epoch "
+            f"{progress.epoch + 1}, and were not saved; lower LEARNING_RATE, or set CLIP_GRADIENT "
+            "to 1 or PRECISION to fp32. --load-model true continues from the last good checkpoint, "
+            "if one was written"
+        )
+
+    def look_is_due(self) -> bool:
+        """Return whether it is time to look if STOP_AT_DICE has been reached."""
+        part = self.progress.part
+        return part.images in self.looks and part.images != part.evaluated
+
+    def look(self) -> None:
+        """Look if STOP_AT_DICE has been reached."""
+        self.evaluate(full_size=False, at_least=self.cfg.STOP_AT_DICE)
+        if not self.progress.stop_reason:  # or a run that is stopped now would not see it again
+            self.progress.part.evaluated = self.progress.done
 
     def evaluate(self, full_size: bool, at_least: float = 0.0) -> dict[str, Any]:
         """Return the scores of the weights that are kept. If it fails, they are saved first."""
@@ -321,7 +374,8 @@ class Trainer:
         distributed.broadcast_buffers(self.eval_model)
         try:
             if cfg.BATCHNORM_IMAGES:
-                batches = first_batches(self.train_loader, cfg.BATCHNORM_IMAGES)
+                epoch = self.progress.epoch
+                batches = first_batches(self.train_loader, epoch, cfg.BATCHNORM_IMAGES)
                 settle_batchnorm(self.eval_model, batches)
             scores = check_accuracy(
                 self.val_loader,
@@ -330,8 +384,12 @@ class Trainer:
                 self.loss_fn,
                 full_size=full_size,
                 at_least=at_least,
+                signals=self.signals,
             )
-        except Exception:  # a file that has gone bad, or no memory
+        except Interrupted:
+            self.save_before_the_end()
+            raise
+        except Exception:  # a file that has gone bad, a worker that died, no memory
             self.save(cfg.CHECKPOINT_FILE)
             raise
         self.note_target(scores["dice"])
@@ -362,7 +420,8 @@ class Trainer:
         history.warn_if_constant(scores, cfg.CLASSES)
         if distributed.FIRST:
             path = os.path.join(cfg.SAVED_IMAGES_DIR, "history.csv")
-            history.write_history(progress.history, path)
+            with self.byproducts.writing(path):
+                history.write_history(progress.history, path)
         self.write_pictures(scores)
 
     def write_pictures(self, scores: dict[str, Any]) -> None:
@@ -370,11 +429,18 @@ class Trainer:
         cfg = self.cfg
         if not distributed.FIRST:
             return
-        save_predictions_as_imgs(
-            self.val_loader, self.eval_model, cfg.SAVED_IMAGES_DIR, self.device, cfg.SAVE_IMAGES_MAX
-        )
+        folder = cfg.SAVED_IMAGES_DIR
+        with self.byproducts.writing(folder):
+            save_predictions_as_imgs(
+                self.val_loader, self.eval_model, folder, self.device, cfg.SAVE_IMAGES_MAX
+            )
         reports.write_training_report(
-            cfg, self.defaults, self.progress.history, self.val_loader.dataset, scores
+            cfg,
+            self.defaults,
+            self.progress.history,
+            self.val_loader.dataset,
+            scores,
+            self.byproducts,
         )
 
     def finished(self) -> bool:
@@ -391,14 +457,20 @@ class Trainer:
             )
             save_checkpoint(state, filename)
 
+    def save_before_the_end(self) -> None:
+        """Write the checkpoint, in the first of several processes; the others wait for it.
+
+        Where one process ends, a launcher ends the others.
+        """
+        self.save(self.cfg.CHECKPOINT_FILE)
+        distributed.barrier()
+
 
 def conclude(cfg: SimpleNamespace, progress: Progress) -> None:
-    """Write the curves; print why the run ended, its best Dice, and where to look."""
+    """Print why the run ended, its best Dice, and where to look."""
     if not progress.history and progress.best < 0:
         print("nothing was trained: NUM_EPOCHS is 0")
         return
-    if distributed.FIRST:
-        reports.write_curves(cfg, progress.history)
     if progress.stop_reason:
         print(progress.stop_reason)
     elif progress.epochs_left > 0:
@@ -413,9 +485,21 @@ def conclude(cfg: SimpleNamespace, progress: Progress) -> None:
     )
 
 
+@contextlib.contextmanager
+def locked_outputs(cfg: SimpleNamespace) -> Iterator[None]:
+    """Keep other trainings from the files of this one, in the first of several processes."""
+    if not distributed.FIRST:
+        yield
+        return
+    with output_locks(startup.outputs(cfg)):
+        checkpoint.remove_unfinished(cfg.CHECKPOINT_FILE)
+        checkpoint.remove_unfinished(cfg.BEST_CHECKPOINT_FILE)
+        yield
+
+
 def main(cfg: SimpleNamespace) -> None:
     """Train with the constants in `cfg`."""
-    with distributed.process_group(find_device(cfg.DEVICE)) as device:
+    with distributed.process_group(find_device(cfg.DEVICE)) as device, locked_outputs(cfg):
         trainer = Trainer(cfg, device, default_values(config))
         try:
             trainer.run()

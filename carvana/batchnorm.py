@@ -9,6 +9,27 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from carvana.device import autocast, to_device
 
 
+class BatchNormKeeper:
+    """A copy of a model's BatchNorm statistics, to go back to.
+
+    They move with every batch, the weights with every optimizer step, of several batches perhaps.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.buffers = list(model.buffers())
+        self.copies = [buffer.clone() for buffer in self.buffers]
+
+    def keep(self) -> None:
+        """Copy the statistics as they are."""
+        for copy, buffer in zip(self.copies, self.buffers, strict=True):
+            copy.copy_(buffer)
+
+    def restore(self) -> None:
+        """Give the model the statistics that were kept."""
+        for copy, buffer in zip(self.copies, self.buffers, strict=True):
+            buffer.copy_(copy)
+
+
 @torch.no_grad()
 def settle_batchnorm(
     model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]

@@ -1,9 +1,12 @@
 """Checkpoints: written whole or not at all, and files of others read without running code."""
 
 import contextlib
+import glob
+import itertools
 import math
 import os
 import shlex
+import uuid
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -55,7 +58,9 @@ UNREADABLE = {  # a phrase in torch's message -> what it means
     "PytorchStreamReader": "it is cut off",
     "EOFError": "it is empty or cut off",
 }
+PART_KEYS = {"of", "images", "loss", "seconds"}  # of what is done of an epoch
 MAX_EPOCHS = 10**6
+UNFINISHED = ".tmp"  # ending of a checkpoint that is being written
 
 
 # ---------------------------------------------------------------- writing
@@ -101,7 +106,7 @@ def save_checkpoint(
     """
     print("=> Saving checkpoint")
     path = Path(filename)
-    temporary = Path(f"{filename}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -109,7 +114,7 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         if "run" in state and path.exists() and run_of(path) != state["run"]:
-            _rename_aside(path)
+            _keep_aside(path)
         os.replace(temporary, path)
         sync_folder(path.absolute().parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into the latter
@@ -121,14 +126,54 @@ def save_checkpoint(
         ) from error
 
 
-def _rename_aside(path: Path) -> None:
-    """Rename another run's checkpoint to the first free NAME_1, NAME_2, ..."""
+def _keep_aside(path: Path) -> None:
+    """Give another run's checkpoint the first free of the names NAME_1, NAME_2, ... too."""
     stem = path.name.removesuffix(".pth.tar")
-    number = 1
-    while (aside := path.with_name(f"{stem}_{number}.pth.tar")).exists():
-        number += 1
-    path.rename(aside)
+    for number in itertools.count(1):
+        aside = path.with_name(f"{stem}_{number}.pth.tar")
+        with contextlib.suppress(FileExistsError):
+            _link(path, aside)
+            break
     print(f"{path} is of another run; it is now {aside}")
+
+
+def _link(path: Path, other: Path) -> None:
+    """Give a file a second name, or another one where the system knows no second names.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    try:
+        os.link(path, other)
+    except FileExistsError:
+        raise
+    except OSError:
+        if other.exists():
+            raise FileExistsError(other) from None
+        path.rename(other)
+
+
+def remove_unfinished(filename: str | Path) -> None:
+    """Remove what killed runs left of checkpoints that they were writing to this file.
+
+    No other run may be writing to it now.
+    """
+    path = Path(filename)
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*{UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            leftover.unlink()
+
+
+def weights_are_finite(*models: nn.Module | None) -> bool:
+    """Return whether no weight of any of the models is nan or infinite. Waits for the device."""
+    tensors = [
+        tensor
+        for model in models
+        if model is not None
+        for tensor in model.state_dict().values()
+        if tensor.is_floating_point()
+    ]
+    return torch.stack([tensor.isfinite().all() for tensor in tensors]).all().item()
 
 
 def run_of(path: str | Path) -> str | None:
@@ -250,10 +295,10 @@ def _is_history(value: Any) -> bool:
 def _is_part(value: Any) -> bool:
     if value is None:
         return True
-    if not isinstance(value, dict) or value.keys() != {"of", "images", "loss", "seconds"}:
+    if not isinstance(value, dict) or value.keys() - {"evaluated"} != PART_KEYS:
         return False
     numbers = all(type(item) in (int, float) and 0 <= item < math.inf for item in value.values())
-    return numbers and type(value["images"]) is int
+    return numbers and all(type(value.get(key, 0)) is int for key in ("images", "evaluated"))
 
 
 STATE_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -17,13 +17,16 @@ try:
 except ImportError:  # Windows
     resource = None
 
-from carvana.errors import UserError
+from carvana.distributed import FIRST
+from carvana.errors import UserError, plural, warn
 from carvana.model_config import model_classes, model_config
 from carvana.threads import cores
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 AMPERE = (8, 0)  # the first compute capability that computes in bfloat16
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "amx_tile")  # of CPUs
+SHARED_MEMORY = "/dev/shm"
+SHARED_MEMORY_SHARE = 0.8  # of what is free: others use it too
 SECONDS_TO_COMPILE_FOR = 300  # of training ahead, from which torch.compile pays
 
 
@@ -167,6 +170,26 @@ def choose_workers(device: torch.device, cached: bool) -> int:
     if device.type == "cpu" and cached:
         return 0
     return min(cores(), 8 if device.type == "cuda" else 2)
+
+
+def fit_workers(workers: int, bytes_per_worker: int) -> int:
+    """Return as many of a loader's workers as shared memory has room for, with a warning if fewer.
+
+    Workers hand over batches in /dev/shm, of which a container has 64 MB by default. Training and
+    validation can both have batches there, in each process of a machine.
+    """
+    if not workers or not bytes_per_worker or not os.path.isdir(SHARED_MEMORY):
+        return workers
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    each = 2 * bytes_per_worker * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    fitting = min(workers, int(free * SHARED_MEMORY_SHARE // each))
+    if fitting < workers and FIRST:
+        warn(
+            f"warning: {plural(workers, 'worker')} can need {workers * each / 1e6:,.0f} MB of "
+            f"{SHARED_MEMORY}, which has {free / 1e6:,.0f} MB free; reading with {fitting} instead "
+            "of NUM_WORKERS. docker run --shm-size 2g makes it larger"
+        )
+    return fitting
 
 
 def cast_convolutions(model: nn.Module) -> None:

@@ -25,6 +25,7 @@ RANK = int(os.environ.get("RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 FIRST = RANK == 0  # the process that prints and writes
+LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ or WORLD_SIZE > 1  # by torchrun or its like
 TIMEOUT = timedelta(days=1)  # a first decoding of many files, for which the others wait
 LOST_CONNECTION = ("connect", "timed out")  # in the errors of a broken collective
 
@@ -146,13 +147,19 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def all_reduce_max(number: int) -> int:
-    """Return the largest of the processes' numbers."""
+def all_reduce_max(*numbers: int) -> tuple[int, ...]:
+    """Return the largest of the processes' numbers, for each place."""
     if WORLD_SIZE == 1:
-        return number
-    tensor = torch.tensor(number)
+        return numbers
+    tensor = torch.tensor(numbers)
     dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return tensor.item()
+    return tuple(tensor.tolist())
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if WORLD_SIZE > 1:
+        dist.barrier()
 
 
 def gather_dict(items: dict) -> dict:

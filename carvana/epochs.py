@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from carvana import distributed
-from carvana.errors import one_line
+from carvana.errors import UserError, one_line
 from carvana.sampling import EpochSampler
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images, masks
@@ -54,7 +54,8 @@ class PartialEpoch:
 
     Attributes:
         done: images whose step is complete.
-        error: what reading failed with, kept so that what was learned can be saved first.
+        error: what reading failed with, in any of the processes, kept so that what was learned
+            can be saved first.
         share: this process's part of the current batch.
     """
 
@@ -84,22 +85,36 @@ class PartialEpoch:
     def __iter__(self) -> Iterator[Batch]:
         self.loader.sampler.epoch = self.epoch
         self.loader.sampler.start = self.first
+        batches = self._batches()
         read = self.first
+        for number in range(1, len(self) + 1):
+            batch = self._read(batches)
+            if batch is None:
+                return
+            images = min(self.batch_size, len(self.dataset) - read)
+            own = len(distributed.shard(images))
+            self.share = BatchShare(own, images, own * distributed.WORLD_SIZE / images)
+            yield batch
+            read += images
+            if number % self.accumulate == 0 or number == len(self):
+                self.done = read
+                if self.pause(self.done):
+                    return
+
+    def _batches(self) -> Iterator[Batch]:
+        yield from self.loader  # not iter(): to start or wake its workers is part of reading
+
+    def _read(self, batches: Iterator[Batch]) -> Batch | None:
+        """Return the next batch, or None if reading it fails in any of the processes."""
+        batch = None
         try:
-            for number, batch in enumerate(self.loader, 1):
-                images = min(self.batch_size, len(self.dataset) - read)
-                own = len(distributed.shard(images))
-                self.share = BatchShare(own, images, own * distributed.WORLD_SIZE / images)
-                yield batch
-                read += images
-                if number % self.accumulate == 0 or number == len(self):
-                    self.done = read
-                    if self.pause(self.done):
-                        return
-        except Exception as error:  # of reading alone: what fails in a step is not raised here
-            if distributed.WORLD_SIZE > 1:  # the others are in the middle of a step
-                raise
+            batch = next(batches)
+        except Exception as error:  # nearly anything: a file, a worker, the memory
             self.error = error
+        (failed,) = distributed.all_reduce_max(int(self.error is not None))
+        if failed and self.error is None:
+            self.error = UserError("another process could not read its images, and says why")
+        return None if failed else batch
 
     def image_names(self, batch: int) -> list[str]:
         """Return the file names of a batch's images."""

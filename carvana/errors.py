@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from carvana.streams import lenient_streams
+
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EFBIG: "free some space",
@@ -24,6 +26,8 @@ TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "want of memory; lower NUM_WORKERS or BATCH_SIZE",
     "killed by signal": "a process that reads the images was killed, for want of memory or of "
     "/dev/shm; set NUM_WORKERS to 0 or lower BATCH_SIZE",
+    "shared memory": "/dev/shm is too small for the batches that are read ahead; set NUM_WORKERS "
+    "to 0 or lower BATCH_SIZE; docker run --shm-size 2g makes it larger",
     "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than "
     "one image, or enlarge the images",
 }
@@ -42,25 +46,27 @@ def user_errors() -> Iterator[None]:
     """Turn what a script's user can put right into one message on stderr and exit status 2.
 
     That is a UserError, a refusal by the system (OSError), or one of TORCH_ERRORS. Ctrl-C exits
-    with status 130. Everything else is a bug and keeps its traceback.
+    with status 130. Everything else is a bug and keeps its traceback. Output that cannot be
+    written is dropped.
     """
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's has no such method
         # A log file shows each line at once; a terminal may lack a letter of a file's name.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    try:
-        yield
-    except UserError as error:
-        message = str(error).rsplit("UserError: ", 1)[-1].strip()  # out of a worker's traceback
-        _exit(f"error: {message}", 2)
-    except OSError as error:
-        _exit(f"error: {describe_os_error(error)}", 2)
-    except (RuntimeError, ValueError, MemoryError) as error:
-        advice = torch_advice(error)
-        if advice is None:
-            raise
-        _exit(f"error: {advice} ({error_summary(error)})", 2)
-    except KeyboardInterrupt:
-        _exit("\ninterrupted", 130)
+    with lenient_streams():
+        try:
+            yield
+        except UserError as error:
+            message = str(error).rsplit("UserError: ", 1)[-1].strip()  # out of a worker's traceback
+            _exit(f"error: {message}", 2)
+        except OSError as error:
+            _exit(f"error: {describe_os_error(error)}", 2)
+        except (RuntimeError, ValueError, MemoryError) as error:
+            advice = torch_advice(error)
+            if advice is None:
+                raise
+            _exit(f"error: {advice} ({error_summary(error)})", 2)
+        except KeyboardInterrupt:
+            _exit("\ninterrupted", 130)
 
 
 def _exit(message: str, status: int) -> None:

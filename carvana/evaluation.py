@@ -19,6 +19,7 @@ from carvana.classes import Classes
 from carvana.device import autocast, to_device
 from carvana.files import replacing, write_image
 from carvana.images import Size
+from carvana.interrupts import Signals
 from carvana.metrics import (
     class_means,
     confusion_matrices,
@@ -39,6 +40,7 @@ class Measures(NamedTuple):
     full_size: bool = False  # the same scores at the size of each mask's file
     outlines: bool = False  # distances of outlines, at full size
     at_least: float = 0.0  # give up when the mean Dice can no longer reach this
+    signals: Signals | None = None  # give up when one is received
 
 
 class PredictedMasks:
@@ -78,6 +80,7 @@ def check_accuracy(  # noqa: PLR0913 (the tutorials' own signature, and keywords
     full_size: bool = False,
     outlines: bool = False,
     at_least: float = 0.0,
+    signals: Signals | None = None,
 ) -> dict[str, Any]:
     """Print a model's pixel accuracy and Dice over a loader, and return all its scores.
 
@@ -91,6 +94,10 @@ def check_accuracy(  # noqa: PLR0913 (the tutorials' own signature, and keywords
             pixels, and "full_beyond" (boundaries.error_beyond_outline).
         at_least: where not even perfect masks of all further images could lift the mean Dice
             this high, give up and return only {"dice": what they would have made it}.
+        signals: at one that any of the processes receives, give up.
+
+    Raises:
+        Interrupted: by one of `signals`.
 
     Returns:
         "dice", "iou", "accuracy", "precision", "recall": means over images at the network's
@@ -101,7 +108,7 @@ def check_accuracy(  # noqa: PLR0913 (the tutorials' own signature, and keywords
     """
     was_training = model.training
     model.to(device).eval()
-    measures = Measures(loss_fn, full_size, outlines, at_least)
+    measures = Measures(loss_fn, full_size, outlines, at_least, signals)
     evaluation = Evaluation(loader, model, measures)
     try:
         with torch.no_grad():
@@ -146,6 +153,7 @@ class Evaluation:
         order = self._order()
         # Each of several processes sees only its shard.
         at_least = self.measures.at_least if distributed.WORLD_SIZE == 1 else 0.0
+        signals = self.measures.signals
         bar = tqdm(self.loader, desc="evaluating", unit=" batches", delay=2, leave=False)
         with thread_pool(READERS) as readers, bar:
             for images, masks in bar:
@@ -157,7 +165,11 @@ class Evaluation:
                 self.done += len(images)
                 if at_least and self.best_possible_dice() < at_least:
                     self.hopeless = True
-                    return
+                    break
+                if signals and signals.received:
+                    break
+        if signals:
+            signals.check()
 
     def _order(self) -> Sequence[int]:
         """Return the indices of the images that the loader gives, in its order."""

@@ -1,19 +1,23 @@
-"""Files that are replaced whole or not at all, and comparing files."""
+"""Files that are replaced whole or not at all, locked, compared, and told apart."""
 
 import contextlib
 import errno
 import filecmp
 import io
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from carvana.errors import REMEDIES, UserError, WriteError, error_summary, one_line
 
 ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".gif": "GIF"}
+PAIR_FILE = "one of the photographs or masks"  # in messages
+ABANDONED_SECONDS = 600  # what is unfinished and has not grown for as long is nobody's
 
 
 @contextlib.contextmanager
@@ -25,7 +29,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         UserError: the name is too long.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")  # keeps the ending: the format
+    temporary = path.with_name(f".{random_token()}-{path.name}")  # keeps the ending: the format
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -39,6 +43,49 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock, a file at `path`, within the block.
+
+    The system releases the lock of a process that ends in whatever way.
+
+    Raises:
+        UserError: another process holds it; the message is `refusal`.
+    """
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(refusal) from None
+    except (OSError, NotImplementedError):  # no locks on this disk, or no writing, as will show
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # Windows removes no open file
+            path.unlink()
+        lock.release()
+
+
+def random_token() -> str:
+    """Return letters for the name of a temporary file or folder that no other process uses.
+
+    The number of a process would not do: containers that share a disk have the same ones.
+    """
+    return os.urandom(6).hex()
+
+
+def is_abandoned(path: Path) -> bool:
+    """Return whether a temporary file, or folder of folders, has not grown for a while."""
+    try:
+        folders = list(path.iterdir()) if path.is_dir() else []
+        changed = max(entry.stat().st_mtime for entry in [path, *folders])
+    except OSError:  # gone meanwhile, or somebody else's
+        return False
+    return time.time() - changed > ABANDONED_SECONDS
 
 
 def write_image(image: Image.Image, path: str | Path, **options: Any) -> None:
@@ -64,6 +111,61 @@ def file_stamp(path: str | Path) -> tuple[str, int, int]:
     path = Path(path)
     status = path.stat()
     return path.name, status.st_size, status.st_mtime_ns
+
+
+def file_identity(path: str | Path) -> tuple[int, int] | None:
+    """Return what all names of a file or folder have in common; None if there is no such file.
+
+    Its names are other spellings of its path, links to it, and on some disks other cases.
+    """
+    try:
+        status = os.stat(path)
+    except OSError:  # among them links that lead nowhere, or in circles
+        return None
+    return status.st_dev, status.st_ino
+
+
+def same_file(path: str | Path, reference: str | Path) -> bool:
+    """Return whether two paths lead to the same file or folder, which exists."""
+    identity = file_identity(path)
+    return identity is not None and identity == file_identity(reference)
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Return whether a path is a folder, or leads to something in it."""
+    path = Path(path).resolve()
+    return any(same_file(parent, folder) for parent in (path, *path.parents))
+
+
+def same_place(path: str | Path, reference: str | Path) -> bool:
+    """Return whether one file would replace another that is written to the other path.
+
+    The files need not exist. Windows and macOS do not tell upper from lower case.
+    """
+    places = [(os.path.realpath(Path(item).parent), Path(item).name) for item in (path, reference)]
+    (folder, name), (reference_folder, reference_name) = places
+    if name.lower() != reference_name.lower():
+        return False
+    return folder == reference_folder or same_file(folder, reference_folder)
+
+
+def check_not_inputs(
+    outputs: Iterable[str | Path], inputs: Mapping[str, Iterable[str | Path]], advice: str
+) -> None:
+    """Raise UserError if a file to write is one of those to read, under whatever name.
+
+    Args:
+        inputs: {what they are: paths}, such as {"the model": ["best_checkpoint.pth.tar"]}.
+        advice: what to do instead.
+    """
+    kinds = {}
+    for kind, paths in inputs.items():
+        kinds |= dict.fromkeys(map(file_identity, paths), kind)
+    kinds.pop(None, None)  # of those that are not there
+    for path in outputs:
+        kind = kinds.get(file_identity(path))
+        if kind:
+            raise UserError(f"{one_line(path)} is {kind}, and would be overwritten; {advice}")
 
 
 def visible_files(folder: Path) -> dict[str, Path]:

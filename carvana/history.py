@@ -70,12 +70,13 @@ def warn_of_rare_classes(dataset: Any) -> None:
     step = -(-len(dataset) // RARE_SAMPLE)
     masks = [dataset.read_target(index) for index in range(0, len(dataset), step)]
     classes = dataset.reading.classes
+    known = sum(np.count_nonzero(mask != classes.ignore) for mask in masks)
     rare = []
     for index, name in enumerate(classes.names):
         if classes.single:
             share = np.mean([mask.mean() / 255 for mask in masks])
         else:
-            share = np.mean([(mask == index).mean() for mask in masks])
+            share = sum(np.count_nonzero(mask == index) for mask in masks) / max(known, 1)
         if share < RARE:
             rare.append(f"{one_line(name)}: {100 * share:.2f} %")
     if rare:

@@ -48,6 +48,15 @@ class Reading(NamedTuple):
     mask_resize: str = "area"
     classes: Classes = SINGLE
 
+    def item_bytes(self) -> int:
+        """Return the bytes of a pair on its way to the network; 0 if the size is not known.
+
+        A mask of a single class is float32 there, and uint8 of several.
+        """
+        height, width = self.size or (0, 0)
+        mask_bytes = 4 if self.classes.single else 1
+        return height * width * (self.channels + mask_bytes)
+
     def read_pair(self, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
         """Return read_image and read_target of (image path, mask path)."""
         return read_image(pair[0], self.size, self.channels), self.read_target(pair[1])

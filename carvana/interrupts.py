@@ -1,5 +1,6 @@
 """What ends training within an epoch: a signal, the clock, an evaluation that is due."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,62 +11,93 @@ from types import FrameType
 
 from carvana import distributed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = [  # of Ctrl-C, of a launcher or the system, of a terminal that is closed
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+STOPPING = "\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once\n"
+WORKER_GRACE = 10  # seconds that a loader's worker goes on after SIGTERM
+
+
+class Interrupted(Exception):
+    """A signal ends the run.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class Signals:
-    """Within the block, the first Ctrl-C or SIGTERM only sets .received; a second one ends it."""
+    """Within the block, the first signal only sets .received; a second Ctrl-C ends the process.
+
+    A launcher passes on what its processes have received already: under one, and for all signals
+    but Ctrl-C, further ones change nothing. A signal that was being ignored still is, as under
+    nohup.
+    """
 
     def __init__(self) -> None:
         self.received = 0
         self.previous = {}
 
     def __enter__(self) -> "Signals":
-        if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        if threading.current_thread() is not threading.main_thread():
+            return self
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self.previous[number] = signal.signal(number, self._receive)
         return self
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.received:
+            if number == signal.SIGINT and not distributed.LAUNCHED:
+                raise KeyboardInterrupt
+            return
         self.received = number
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print(
-            "\nstopping after this step, with a checkpoint; once more stops at once",
-            file=sys.stderr,
-        )
+        # Not by print: the signal may come in the middle of one.
+        with contextlib.suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), STOPPING.encode())
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Raise Interrupted, in all processes, if any of them has received a signal."""
+        (number,) = distributed.all_reduce_max(self.received)
+        if number:
+            raise Interrupted(number)
 
 
 class Pause:
     """When to stop within an epoch: at a signal, at an evaluation that is due, by the clock.
 
     All processes agree on it. Called with the number of images done after each optimizer step.
+
+    Attributes:
+        signal: that any of the processes has received, 0 for none.
+        checkpoint_due: whether the last checkpoint is too long ago in any of the processes.
     """
 
     def __init__(self, signals: Signals, looks: Collection[int], minutes: float) -> None:
         self.signals = signals
         self.looks = looks  # numbers of images done at which an evaluation is due
         self.seconds = 60 * minutes  # between checkpoints
-        self.checkpoint_time = time.monotonic()
+        self.note_checkpoint()
 
     def __call__(self, done: int) -> bool:
-        return bool(self.signal_received()) or done in self.looks or self.checkpoint_due()
-
-    def signal_received(self) -> int:
-        """Return the signal that any of the processes has received, 0 for none."""
-        return distributed.all_reduce_max(self.signals.received)
-
-    def checkpoint_due(self) -> bool:
-        """Return whether the last checkpoint is too long ago in any of the processes."""
         overdue = time.monotonic() - self.checkpoint_time > self.seconds
-        return bool(distributed.all_reduce_max(int(overdue)))
+        self.signal, due = distributed.all_reduce_max(self.signals.received, int(overdue))
+        self.checkpoint_due = bool(due)
+        return bool(self.signal) or self.checkpoint_due or done in self.looks
 
     def note_checkpoint(self) -> None:
         """Remember that a checkpoint has been written."""
         self.checkpoint_time = time.monotonic()
+        self.signal = 0
+        self.checkpoint_due = False
 
 
 def looks_within_epoch(images: int, step_images: int, looks: int) -> set[int]:
@@ -81,10 +113,17 @@ def looks_within_epoch(images: int, step_images: int, looks: int) -> set[int]:
 
 
 def leave_signals_alone(_worker: int) -> None:
-    """Have a loader's worker leave signals of the terminal to the training process.
+    """Have a loader's worker leave signals to the training process, which ends its workers.
 
-    It ends its workers when it is done.
+    Signals that are sent to all processes at once must not take away what that one still reads.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _end_soon)
+
+
+def _end_soon(_number: int, _frame: FrameType | None) -> None:
+    """Have the system end this process in a while, by SIGALRM: nothing may wait for it forever."""
+    signal.alarm(WORKER_GRACE)

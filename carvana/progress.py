@@ -25,6 +25,7 @@ class PartDone:
     images: int = 0
     loss: float = 0.0  # summed over the images
     seconds: float = 0.0
+    evaluated: int = 0  # images that were done when STOP_AT_DICE was last looked for
 
 
 class Progress:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from carvana import curves, learning_gif
+from carvana.byproducts import Byproducts
 from carvana.classes import Classes
 from carvana.drawing import (
     PairedDataset,
@@ -113,6 +114,7 @@ def write_training_report(
     history: list[dict],
     dataset: PairedDataset,
     scores: dict,
+    byproducts: Byproducts | None = None,
 ) -> None:
     """Write overview.png, index.html and learning.gif into SAVED_IMAGES_DIR.
 
@@ -122,14 +124,21 @@ def write_training_report(
         history: the rows of history.csv.
         dataset: the validation set.
         scores: what check_accuracy returned for it.
+        byproducts: what fails becomes one of its warnings.
     """
+    byproducts = byproducts or Byproducts()
     folder = Path(cfg.SAVED_IMAGES_DIR)
-    save_picture(validation_overview(dataset, scores), folder / "overview.png")
+    overview = folder / "overview.png"
+    with byproducts.writing(overview):
+        save_picture(validation_overview(dataset, scores), overview)
     if cfg.GALLERY_MAX:
-        training_page(cfg, defaults, history, dataset, scores)
+        with byproducts.writing(folder / "index.html"):
+            training_page(cfg, defaults, history, dataset, scores)
     # Scores that are not the last epoch's belong to an epoch that has only begun.
     if history and history[-1]["dice"] == scores["dice"]:
-        learning_gif.add_epoch(folder / "learning.gif", dataset, scores, _last_epoch(history))
+        animation = folder / "learning.gif"
+        with byproducts.writing(animation):
+            learning_gif.add_epoch(animation, dataset, scores, _last_epoch(history))
 
 
 def _last_epoch(history: list[dict]) -> int:

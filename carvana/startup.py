@@ -7,8 +7,10 @@ from types import ModuleType, SimpleNamespace
 
 from carvana import options
 from carvana.errors import UserError
+from carvana.files import same_file, same_place
+from carvana.locks import output_locks
 from carvana.pairs import check_folders, list_files
-from carvana.rendering import PARTS, render_set
+from carvana.rendering import PARTS, remove_leftovers, render_set
 from carvana.threads import keep_freed_memory
 
 STARTED = time.time()  # the seconds of STOP_AT_DICE count from here: imports belong to them
@@ -18,6 +20,7 @@ PREPARED_FOLDERS = (  # where prepare_data.py puts data
     "data/val_images/",
     "data/val_masks/",
 )
+OUTPUTS = ("CHECKPOINT_FILE", "BEST_CHECKPOINT_FILE", "SAVED_IMAGES_DIR")  # that a run writes
 RENDERED_PRESETS = ("demo", "parts")
 POLL_SECONDS = 0.5
 
@@ -48,7 +51,14 @@ def configure(config: ModuleType, description: str | None = None) -> SimpleNames
     _check_outputs(cfg)
     if _rank("RANK") == 0:  # the process that reads checkpoints
         _check_checkpoints(cfg)
+        with output_locks(outputs(cfg)):  # free now; train.main takes and keeps them
+            pass
     return cfg
+
+
+def outputs(cfg: SimpleNamespace) -> dict[str, str]:
+    """Return the files and folders that a run writes, by the constant that names each."""
+    return {name: getattr(cfg, name) for name in OUTPUTS}
 
 
 def data_folders(cfg: SimpleNamespace) -> list[tuple[str, str]]:
@@ -84,8 +94,11 @@ def _render_missing_cars(cfg: SimpleNamespace, presets: dict) -> None:
     if not is_rendered(cfg, presets):
         return
     folder = Path(cfg.TRAIN_IMG_DIR)
-    if not folder.exists() and _rank("LOCAL_RANK") == 0:
-        render_set(folder.parent, parts=is_rendered(cfg, presets, "parts"))
+    if _rank("LOCAL_RANK") == 0:
+        if folder.exists():
+            remove_leftovers(folder.parent)
+        else:
+            render_set(folder.parent, parts=is_rendered(cfg, presets, "parts"))
     while not folder.exists():
         time.sleep(POLL_SECONDS)
 
@@ -97,7 +110,7 @@ def _check_outputs(cfg: SimpleNamespace) -> None:
         if not file or (Path(file).exists() and not Path(file).is_file()):
             option = options.option_name(name)
             raise UserError(f"{option}: expected a file to write, found {file!r}; name another")
-    if os.path.abspath(cfg.CHECKPOINT_FILE) == os.path.abspath(cfg.BEST_CHECKPOINT_FILE):
+    if same_place(cfg.CHECKPOINT_FILE, cfg.BEST_CHECKPOINT_FILE):
         raise UserError(
             f"--checkpoint-file and --best-checkpoint-file are both {cfg.CHECKPOINT_FILE!r}; "
             "one would overwrite the other"
@@ -107,6 +120,12 @@ def _check_outputs(cfg: SimpleNamespace) -> None:
         raise UserError(
             f"--saved-images-dir: expected a folder, found the file {cfg.SAVED_IMAGES_DIR!r}; "
             "name another"
+        )
+    data = [path for pair in data_folders(cfg) for path in pair]
+    if any(same_file(folder, path) for path in data):
+        raise UserError(
+            f"--saved-images-dir: {cfg.SAVED_IMAGES_DIR!r} holds photographs or masks, which the "
+            "pictures of this run would be taken for, or replace; name another"
         )
 
 

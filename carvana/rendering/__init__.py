@@ -10,7 +10,16 @@ stands on z = 0 around the origin. Colors are RGB in 0 to 255. Picture sizes are
 from carvana.rendering.camera import ANGLES
 from carvana.rendering.cars import PARTS, new_car
 from carvana.rendering.photograph import render
-from carvana.rendering.sets import SetOptions, render_set
+from carvana.rendering.sets import SetOptions, remove_leftovers, render_set
 from carvana.rendering.studio import new_studio
 
-__all__ = ["ANGLES", "PARTS", "SetOptions", "new_car", "new_studio", "render", "render_set"]
+__all__ = [
+    "ANGLES",
+    "PARTS",
+    "SetOptions",
+    "new_car",
+    "new_studio",
+    "remove_leftovers",
+    "render",
+    "render_set",
+]

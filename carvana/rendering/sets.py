@@ -1,10 +1,13 @@
 """A data set of rendered cars, in the folders and files of Carvana's."""
 
+import glob
 import hashlib
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
+import threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ from tqdm import tqdm
 
 from carvana.classes import Classes
 from carvana.errors import UserError, error_summary
-from carvana.files import write_image
+from carvana.files import is_abandoned, random_token, write_image
 from carvana.rendering.camera import ANGLES
 from carvana.rendering.cars import PARTS, new_car
 from carvana.rendering.photograph import render
@@ -44,15 +47,15 @@ class Job(NamedTuple):
     options: SetOptions
     car: int  # number of the car in its set, from 0
     stop: int  # of the turntable, 1 to 16, as in the file's name
-    image_folder: Path
-    mask_folder: Path
+    photograph: Path
+    mask: Path
 
 
 def render_set(out: str | Path, **options: int | bool | tuple[int, int]) -> None:
     """Render a data set into out/train_images, train_masks, val_images and val_masks.
 
     The same options and library versions give the same files. `out` appears when all is done, or
-    not at all.
+    not at all. Where several processes render the same set, the first one's appears.
 
     Args:
         out: a folder that does not exist yet, or is empty.
@@ -62,13 +65,15 @@ def render_set(out: str | Path, **options: int | bool | tuple[int, int]) -> None
         UserError: disk or memory do not suffice, or `out` cannot be written to.
     """
     out = Path(out)
-    staging = out.with_name(f".{out.name}-rendering")
-    shutil.rmtree(staging, ignore_errors=True)  # left by a run that was killed
+    remove_leftovers(out)
+    staging = out.with_name(f".{out.name}-rendering-{random_token()}")
+    jobs = _plan(SetOptions(**options), staging)
     try:
-        jobs = _plan(SetOptions(**options), staging)
         _render_all(jobs)
         staging.rename(out)
     except (OSError, BrokenExecutor) as error:
+        if _is_complete(out, staging, jobs):  # another process was faster
+            return
         raise UserError(
             f"{out} could not be rendered ({error_summary(error)}); "
             "free some space or memory, or choose another folder"
@@ -77,29 +82,47 @@ def render_set(out: str | Path, **options: int | bool | tuple[int, int]) -> None
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def remove_leftovers(out: Path) -> None:
+    """Remove what processes that were killed while they rendered `out` left beside it."""
+    for leftover in out.parent.glob(f".{glob.escape(out.name)}-rendering*"):
+        if is_abandoned(leftover):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def _plan(options: SetOptions, folder: Path) -> list[Job]:
-    """Make the set's folders below `folder`, and return what is to be rendered into them."""
+    """Return what is to be rendered into the set's folders below `folder`.
+
+    A photograph is <12 hex digits>_<01..16>.jpg. Its mask is <12 hex digits>_<01..16>_mask.gif in
+    black and white, or .png in a color for each part.
+    """
+    ending = ".png" if options.parts else ".gif"
     jobs = []
     for car in range(options.cars):
         is_validation = car >= options.cars - options.val_cars
         split = "val" if is_validation else "train"
-        image_folder = folder / f"{split}_images"
-        mask_folder = folder / f"{split}_masks"
-        image_folder.mkdir(parents=True, exist_ok=True)
-        mask_folder.mkdir(parents=True, exist_ok=True)
+        digits = hashlib.sha256(f"rendered {options.seed} {car}".encode()).hexdigest()[:12]
         for i in range(options.angles):
             stop = (car + round(i * ANGLES / options.angles)) % ANGLES + 1
-            jobs.append(Job(options, car, stop, image_folder, mask_folder))
+            name = f"{digits}_{stop:02d}"
+            photograph = folder / f"{split}_images" / f"{name}.jpg"
+            mask = folder / f"{split}_masks" / f"{name}_mask{ending}"
+            jobs.append(Job(options, car, stop, photograph, mask))
     return jobs
+
+
+def _is_complete(out: Path, staging: Path, jobs: list[Job]) -> bool:
+    """Return whether `out` holds every file that the jobs write below `staging`."""
+    paths = [path for job in jobs for path in (job.photograph, job.mask)]
+    return all((out / path.relative_to(staging)).is_file() for path in paths)
 
 
 def _render_all(jobs: list[Job]) -> None:
     """Render on all cores, a process each, with a progress bar."""
+    for folder in {path.parent for job in jobs for path in (job.photograph, job.mask)}:
+        folder.mkdir(parents=True)
     start_method = "fork" if sys.platform == "linux" else "spawn"  # spawn imports the caller anew
     pool = ProcessPoolExecutor(
-        mp_context=multiprocessing.get_context(start_method),
-        initializer=signal.signal,
-        initargs=(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the main process
+        mp_context=multiprocessing.get_context(start_method), initializer=_start_worker
     )
     with pool:
         results = pool.map(_render_pair, jobs, chunksize=4)
@@ -107,12 +130,20 @@ def _render_all(jobs: list[Job]) -> None:
             pass
 
 
-def _render_pair(job: Job) -> None:
-    """Write a photograph, <12 hex digits>_<01..16>.jpg, and its mask.
+def _start_worker() -> None:
+    """Prepare a process of the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    The mask is <12 hex digits>_<01..16>_mask.gif in black and white, or .png in a color for each
-    part.
-    """
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it has been killed: nobody else would."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _render_pair(job: Job) -> None:
+    """Write a photograph and its mask."""
     cv2.setNumThreads(1)
     options = job.options
     rng = np.random.default_rng([options.seed, job.car])
@@ -120,15 +151,11 @@ def _render_pair(job: Job) -> None:
     studio = new_studio(rng)
     rng = np.random.default_rng([options.seed, job.car, job.stop])
     photograph, mask = render(car, studio, job.stop - 1, options.size, rng, options.parts)
-    digits = hashlib.sha256(f"rendered {options.seed} {job.car}".encode()).hexdigest()[:12]
-    name = f"{digits}_{job.stop:02d}"
     quality = studio.exposure.quality
-    write_image(Image.fromarray(photograph), job.image_folder / f"{name}.jpg", quality=quality)
+    write_image(Image.fromarray(photograph), job.photograph, quality=quality)
     mask_image = Image.fromarray(mask)
+    palette = BLACK_AND_WHITE
     if options.parts:
-        colors = Classes(names=PARTS, ignore=255).mask_colors()
-        mask_image.putpalette(colors.tobytes())
-        write_image(mask_image, job.mask_folder / f"{name}_mask.png")
-    else:
-        mask_image.putpalette(BLACK_AND_WHITE)
-        write_image(mask_image, job.mask_folder / f"{name}_mask.gif")
+        palette = Classes(names=PARTS, ignore=255).mask_colors().tobytes()
+    mask_image.putpalette(palette)
+    write_image(mask_image, job.mask)

@@ -1,0 +1,70 @@
+"""Standard output and error that may lose their reader, or the disk under a log, at any time."""
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what follows may find room again
+
+
+class LenientStream:
+    """A text stream that drops what cannot be written; everything else is the stream's own.
+
+    `python train.py | head` and a terminal that is closed end nobody's training.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write text, or drop it; return its length."""
+        try:
+            return self.stream.write(text)
+        except OSError as error:
+            self._note(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Write what is buffered, or drop it."""
+        try:
+            self.stream.flush()
+        except OSError as error:
+            self._note(error)
+
+    def _note(self, error: OSError) -> None:
+        if error.errno not in FULL_DISK:
+            self.discard_all()
+
+    def close_softly(self) -> None:
+        """Write what is buffered, or discard it: Python's own flush at exit must not fail."""
+        try:
+            self.stream.flush()
+        except OSError:
+            self.discard_all()
+
+    def discard_all(self) -> None:
+        """Send everything, also what is buffered, to the null device from now on."""
+        with contextlib.suppress(OSError, ValueError):  # a stream without a file needs none
+            descriptor = self.stream.fileno()
+            null_device = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null_device, descriptor)
+            os.close(null_device)
+
+
+@contextlib.contextmanager
+def lenient_streams() -> Iterator[None]:
+    """Within the block, sys.stdout and sys.stderr drop what cannot be written."""
+    stdout = LenientStream(sys.stdout)
+    stderr = LenientStream(sys.stderr)
+    try:
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            yield
+    finally:
+        for stream in (stdout, stderr):
+            stream.close_softly()
