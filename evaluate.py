@@ -5,13 +5,14 @@ python evaluate.py --json scores.json     all scores, image by image
 """
 
 import argparse
+import itertools
 import json
 from typing import Any
 
 import config
 from carvana import options
 from carvana.errors import one_line, user_errors
-from carvana.files import replacing
+from carvana.files import PAIR_FILE, check_not_inputs, replacing
 from carvana.pairs import find_pairs
 from carvana.threads import keep_freed_memory
 
@@ -33,7 +34,10 @@ def parse_args() -> argparse.Namespace:
     args.cfg = options.resolve(config, args)
     options.check_model_file(args.model)
     options.check_json_folder(args.json)
-    find_pairs(args.images, args.masks, args.cfg.MASK_SUFFIX)
+    pairs = find_pairs(args.images, args.masks, args.cfg.MASK_SUFFIX)
+    if args.json:
+        inputs = {"the model": [args.model], PAIR_FILE: itertools.chain(*pairs)}
+        check_not_inputs([args.json], inputs, "name another file with --json")
     return args
 
 

@@ -6,12 +6,14 @@ and writes them with pictures to one HTML page.
 
 import argparse
 import functools
+import itertools
 import os
 from pathlib import Path
 
 import config
 from carvana.classes import Classes
 from carvana.errors import UserError, user_errors
+from carvana.files import PAIR_FILE, check_not_inputs
 from carvana.options import (
     add_data_options,
     add_pair_folders,
@@ -67,6 +69,8 @@ def main() -> None:
     constants = resolve(config, args)
     classes = Classes.from_constants(vars(constants))
     pairs = find_pairs(args.images, args.masks, constants.MASK_SUFFIX)
+    inputs = {PAIR_FILE: itertools.chain(*pairs)}
+    check_not_inputs([args.out], inputs, "name another file with --out")
     survey = survey_pairs(pairs, classes, constants.GROUP_REGEX)
     if args.noise:
         measure = functools.partial(outline_noise, classes=classes)

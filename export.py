@@ -21,6 +21,7 @@ import config
 from carvana import options
 from carvana.errors import UserError, user_errors
 from carvana.export_formats import FORMATS, missing_modules
+from carvana.files import check_not_inputs
 from carvana.pairs import check_folders
 from carvana.threads import keep_freed_memory
 
@@ -64,7 +65,16 @@ def parse_args() -> argparse.Namespace:
     args.suffix = options.resolve(config, args).MASK_SUFFIX
     if bool(args.images) != bool(args.masks):
         raise UserError("--images and --masks go together; give both, or neither")
+    check_files(args)
+    return args
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Raise UserError if a file or module is missing, or the model would be overwritten."""
     options.check_model_file(args.model)
+    outputs = [Path(args.out, FORMATS[name].file) for name in args.formats]
+    inputs = {"the model": [args.model]}
+    check_not_inputs(outputs, inputs, "choose another folder with --out")
     missing = missing_modules(args.formats)
     if missing:
         verb = "is" if len(missing) == 1 else "are"
@@ -73,7 +83,6 @@ def parse_args() -> argparse.Namespace:
             f"pip install {' '.join(missing)}, or leave them out of --formats"
         )
     check_folders(*named_folders(args), suffix=args.suffix)
-    return args
 
 
 def named_folders(args: argparse.Namespace) -> list[tuple[str, str]]:

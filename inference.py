@@ -8,12 +8,13 @@ python inference.py --img test_hq --no-save --rle submission.csv   the challenge
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import config
 from carvana import options
-from carvana.errors import UserError, one_line, user_errors
+from carvana.errors import UserError, user_errors
+from carvana.files import check_not_inputs
 from carvana.images import IMAGE_TYPES
 from carvana.matting import parse_background
 from carvana.photographs import ENDINGS, Photograph, find_photographs
@@ -127,24 +128,27 @@ def parse_args() -> argparse.Namespace:
         raise UserError(
             "--gallery: GALLERY_MAX is 0 in config.py, no picture at all; set it to 1..1000"
         )
+    if args.rle and Path(args.rle).suffix.lower() in {Path(ending).suffix for ending in ENDINGS}:
+        raise UserError(f"--rle: expected a name such as submission.csv, found {args.rle!r}")
+    args.background_file = args.background or ""
     args.background = parse_background(args.background)
     options.check_model_file(args.model)
     return args
 
 
 def check_outputs(args: argparse.Namespace, photographs: Sequence[Photograph]) -> None:
-    """Raise UserError if a photograph would be overwritten, or a csv cannot be continued."""
-    if args.save:
-        inputs = {photograph.path.absolute() for photograph in photographs}
-        for photograph in photographs:
-            for ending in ENDINGS:
-                path = photograph.output_path(args.out, ending).absolute()
-                if path in inputs:
-                    raise UserError(
-                        f"{one_line(path)} is one of the photographs, and would be overwritten; "
-                        "choose another folder with --out"
-                    )
+    """Raise UserError if an input would be overwritten, or a csv cannot be continued."""
+    inputs = {
+        "one of the photographs": [photograph.path for photograph in photographs],
+        "the model": [args.model],
+        "the photograph of --background": [args.background_file],
+    }
+    if args.save and Path(args.out).is_dir():
+        check_not_inputs(
+            output_paths(args.out, photographs), inputs, "choose another folder with --out"
+        )
     if args.rle and Path(args.rle).exists():
+        check_not_inputs([args.rle], inputs, "name another file with --rle")
         settings = settings_of(args.rle)
         if settings is None:
             raise UserError(
@@ -156,6 +160,13 @@ def check_outputs(args: argparse.Namespace, photographs: Sequence[Photograph]) -
                 f"{args.rle} already exists and was written with another model, --threshold or "
                 "--tta; remove it, or name another file"
             )
+
+
+def output_paths(out: str, photographs: Sequence[Photograph]) -> Iterator[Path]:
+    """Return every file that may be written into a folder."""
+    for photograph in photographs:
+        for ending in ENDINGS:
+            yield photograph.output_path(out, ending)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ The cars are split into training, validation and, with --test-fraction, test.
 import argparse
 import signal
 import sys
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,8 @@ from typing import NoReturn
 
 import config
 from carvana.classes import Classes
-from carvana.errors import user_errors
+from carvana.errors import UserError, one_line, user_errors
+from carvana.files import is_inside
 from carvana.options import (
     Constant,
     add_data_options,
@@ -27,7 +29,7 @@ from carvana.options import (
     read_constants,
     resolve,
 )
-from carvana.preparing import DataOptions, check, prepare, prepare_demo
+from carvana.preparing import FOLDERS, DataOptions, check, prepare, prepare_demo
 from carvana.rendering import ANGLES, PARTS, SetOptions
 from carvana.sources import folder_sources, open_sources
 from carvana.threads import keep_freed_memory
@@ -204,12 +206,24 @@ def main() -> None:
         skip_bad=args.skip_bad,
         force=args.force,
     )
+    check_sources_stay([*args.source, args.images, args.masks], out)
     if args.check:
         check(out, options)
     elif args.images:
         prepare(out, partial(folder_sources, args.images, args.masks), options)
     else:
         prepare(out, partial(open_sources, args.source), options)
+
+
+def check_sources_stay(sources: Iterable[str | None], out: Path) -> None:
+    """Raise UserError if a source is in a folder that --force would replace."""
+    for source in filter(None, sources):
+        for name in FOLDERS:
+            if is_inside(source, out / name):
+                raise UserError(
+                    f"{one_line(source)} is in {one_line(out / name)}, which would be replaced; "
+                    "move it elsewhere first, or choose another folder with --out"
+                )
 
 
 def _choose_folder(args: argparse.Namespace) -> str:

@@ -264,7 +264,7 @@ class Trainer:
                 )
                 sys.exit(128 + interruption.number)
             if distributed.FIRST and progress.history:
-                with self.byproducts.writing(cfg.SAVED_IMAGES_DIR):
+                with self.byproducts.writing(os.path.join(cfg.SAVED_IMAGES_DIR, "curves.png")):
                     reports.write_curves(cfg, progress.history)
             conclude(cfg, progress)  # a signal that comes now must leave no half-written picture
 

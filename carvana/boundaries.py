@@ -7,17 +7,20 @@ HAND_PRECISION = 2  # pixels; masks drawn by hand are not more exact
 CROSS = np.uint8([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
 
 
-def boundary_distance(predicted: np.ndarray, target: np.ndarray) -> float:
+def boundary_distance(
+    predicted: np.ndarray, target: np.ndarray, known: np.ndarray | None = None
+) -> float:
     """Return the mean distance in pixels between the outlines of two masks, both ways.
 
     The average symmetric surface distance of Heimann et al., IEEE Transactions on Medical
-    Imaging 28(8), 2009. The picture's edge is no outline. If one of them has none it is 0 if the
-    masks are equal, else the picture's diagonal.
+    Imaging 28(8), 2009. The picture's edge is no outline, nor is that of pixels that are not
+    known. If one of them has none it is 0 if the masks are equal, else the picture's diagonal.
 
     Args:
-        predicted, target: bool or uint8 0 and 1, (H, W).
+        predicted, target: bool or uint8 0 and 1, (H, W); 0 where not known.
+        known: bool (H, W); None: all pixels.
     """
-    outlines = [_outline(predicted), _outline(target)]
+    outlines = [_outline(predicted, known), _outline(target, known)]
     if not all(outline.any() for outline in outlines):
         return 0.0 if np.array_equal(predicted, target) else float(np.hypot(*target.shape))
     either = outlines[0] | outlines[1]
@@ -37,23 +40,29 @@ def _distances(outline: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return to_reference[outline]
 
 
-def error_beyond_outline(predicted: np.ndarray, target: np.ndarray) -> float:
+def error_beyond_outline(
+    predicted: np.ndarray, target: np.ndarray, known: np.ndarray | None = None
+) -> float:
     """Return 1 - Dice, ignoring errors within HAND_PRECISION pixels of the true outline.
 
     What remains is missed or wrongly included parts.
 
     Args:
-        predicted, target: bool or uint8 0 and 1, (H, W).
+        predicted, target, known: see boundary_distance.
     """
     reach = np.ogrid[-HAND_PRECISION : HAND_PRECISION + 1, -HAND_PRECISION : HAND_PRECISION + 1]
     disk = np.uint8(np.hypot(*reach) <= HAND_PRECISION)
-    drawn = target.view(np.uint8)
-    near = cv2.dilate(drawn, disk) != cv2.erode(drawn, disk)
+    foreground = target.view(bool)
+    background = ~foreground if known is None else known & ~foreground
+    near_foreground = cv2.dilate(foreground.view(np.uint8), disk)
+    near_background = cv2.dilate(background.view(np.uint8), disk)
+    near = (near_foreground & near_background).view(bool)
     wrong = np.count_nonzero((predicted != target) & ~near)
     return wrong / max(np.count_nonzero(predicted) + np.count_nonzero(target), 1)
 
 
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """Return the pixels of a mask that touch its outside, bool (H, W)."""
-    mask = mask.view(np.uint8)
-    return (mask & ~cv2.erode(mask, CROSS)).view(bool)
+def _outline(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    """Return the pixels of a mask that touch known ones outside of it, bool (H, W)."""
+    mask = mask.view(bool)
+    inside = mask if known is None else mask | ~known
+    return mask & ~cv2.erode(inside.view(np.uint8), CROSS).view(bool)

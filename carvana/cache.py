@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import time
 import zlib
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -16,12 +15,11 @@ import numpy as np
 import PIL
 
 from carvana.errors import error_summary, one_line, warn
-from carvana.files import file_stamp
+from carvana.files import file_stamp, is_abandoned, random_token
 from carvana.images import READER_VERSION, Reading, read_all
 from carvana.pairs import Pair
 
-ABANDONED_SECONDS = 600  # an unfinished file that has not grown for as long is nobody's
-UNFINISHED = re.compile(r".*-[0-9a-f]{12}-[0-9a-f]{12}\.\d+\.tmp")
+UNFINISHED = re.compile(r".*-[0-9a-f]{12}-[0-9a-f]{12}\.[0-9a-f]+\.tmp")
 
 
 class Cache:
@@ -121,7 +119,7 @@ def _make_cache(
     path: Path, earlier: list[Path], pairs: Sequence[Pair], reading: Reading
 ) -> Cache | None:
     """Decode all pairs into a file, which replaces earlier ones; None if it cannot be written."""
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary = path.with_suffix(f".{random_token()}.tmp")
     try:
         _make_room(path.parent, len(pairs) * _record_type(reading).itemsize)
         _write(temporary, pairs, reading)
@@ -167,9 +165,8 @@ def _make_room(folder: Path, needed: int) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob("*.tmp"):
-        with suppress(OSError):  # somebody else's, or gone meanwhile
-            age = time.time() - leftover.stat().st_mtime
-            if UNFINISHED.fullmatch(leftover.name) and age > ABANDONED_SECONDS:
+        if UNFINISHED.fullmatch(leftover.name) and is_abandoned(leftover):
+            with suppress(OSError):  # somebody else's, or gone meanwhile
                 leftover.unlink()
     free = shutil.disk_usage(folder).free
     if free < needed:

@@ -1,6 +1,7 @@
 """Scores of a model over a data set: at the network's resolution and at the photographs' own."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,15 +107,10 @@ def check_accuracy(  # noqa: PLR0913 (the tutorials' own signature, and keywords
         scores are means over the classes in its truth or prediction; "classes" (Dice and IoU of
         each) and "confusion" (pixels by true and predicted class) come on top.
     """
-    was_training = model.training
-    model.to(device).eval()
     measures = Measures(loss_fn, full_size, outlines, at_least, signals)
-    evaluation = Evaluation(loader, model, measures)
-    try:
-        with torch.no_grad():
-            evaluation.run()
-    finally:
-        model.train(was_training)
+    with _evaluating(model, device):
+        evaluation = Evaluation(loader, model, measures)
+        evaluation.run()
     if evaluation.hopeless:
         return {"dice": evaluation.best_possible_dice()}
     evaluation.merge_processes()
@@ -125,6 +121,18 @@ def check_accuracy(  # noqa: PLR0913 (the tutorials' own signature, and keywords
     print(f"Got {correct}/{pixels} with acc {100 * correct / max(pixels, 1):.2f}")
     print(f"Dice score: {scores['dice']:.6f}")
     return scores
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module, device: str | torch.device) -> Iterator[None]:
+    """Have a model on a device in eval mode within the block, and gradients off."""
+    was_training = model.training
+    model.to(device).eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 class Evaluation:
@@ -216,8 +224,8 @@ class Evaluation:
             prediction = (predicted[0].cpu().numpy() > 0) & known
             foreground = self.classes.foreground(truth)
             self.boundaries[index] = {
-                "full_boundary": boundary_distance(prediction, foreground),
-                "full_beyond": error_beyond_outline(prediction, foreground),
+                "full_boundary": boundary_distance(prediction, foreground, known),
+                "full_beyond": error_beyond_outline(prediction, foreground, known),
             }
 
     def best_possible_dice(self) -> float:
@@ -303,7 +311,6 @@ def mean_scores(
 # ---------------------------------------------------------------- pictures of batches
 
 
-@torch.no_grad()
 def save_predictions_as_imgs(
     loader: Any,
     model: nn.Module,
@@ -312,19 +319,17 @@ def save_predictions_as_imgs(
     max_batches: int | None = None,
 ) -> None:
     """Write pred_{idx}.png (the predicted masks) and {idx}.png (the true ones) for each batch."""
-    was_training = model.training
-    model.to(device).eval()
     classes = model_classes(model)
     threshold = logit_threshold(model_config(model))
-    for idx, (images, masks) in enumerate(loader):
-        if idx == max_batches:
-            break
-        images, masks = to_device(images, masks, model)
-        with autocast(model):
-            predicted = predict_mask(model(images).float(), threshold)
-        _save_grid(predicted, classes, Path(folder) / f"pred_{idx}.png")
-        _save_grid(masks, classes, Path(folder) / f"{idx}.png")
-    model.train(was_training)
+    with _evaluating(model, device):
+        for idx, (images, masks) in enumerate(loader):
+            if idx == max_batches:
+                break
+            images, masks = to_device(images, masks, model)
+            with autocast(model):
+                predicted = predict_mask(model(images).float(), threshold)
+            _save_grid(predicted, classes, Path(folder) / f"pred_{idx}.png")
+            _save_grid(masks, classes, Path(folder) / f"{idx}.png")
 
 
 def _save_grid(masks: torch.Tensor, classes: Classes, path: Path) -> None:

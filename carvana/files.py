@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from carvana.errors import REMEDIES, UserError, WriteError, error_summary, one_line
@@ -43,31 +42,6 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock, a file at `path`, within the block.
-
-    The system releases the lock of a process that ends in whatever way.
-
-    Raises:
-        UserError: another process holds it; the message is `refusal`.
-    """
-    lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError(refusal) from None
-    except (OSError, NotImplementedError):  # no locks on this disk, or no writing, as will show
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # Windows removes no open file
-            path.unlink()
-        lock.release()
 
 
 def random_token() -> str:

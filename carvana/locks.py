@@ -1,6 +1,7 @@
-"""Locks on what a training writes, so that two of them do not share a file."""
+"""Locks on what a process writes, so that two of them do not share a file."""
 
 import contextlib
+import errno
 import os
 import socket
 import time
@@ -12,55 +13,52 @@ from filelock import FileLock, Timeout
 from carvana.errors import REMEDIES, UserError, error_summary, one_line
 from carvana.options import option_name
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of some network disks
+
 
 @contextlib.contextmanager
-def output_locks(outputs: Mapping[str, str | Path]) -> Iterator[None]:
-    """Hold a lock on each output of a run within the block.
+def locked(output: str | Path, claim: str, advice: str) -> Iterator[None]:
+    """Hold a lock on a file or folder within the block, and say in the lock's file who does.
 
-    The system releases the locks of a process that ends in whatever way; a lock file that it
-    leaves behind says who it was, and locks nothing.
+    The system releases the lock of a process that ends in whatever way; a file that it leaves
+    behind locks nothing. On a disk without locks there is none.
 
     Args:
-        outputs: the files and folders that the run writes, by the constant that names each.
+        claim: what another holder is doing, such as "another training writes a.pth.tar".
+        advice: what to do then.
 
     Raises:
-        UserError: another process holds some, or a lock cannot be written.
+        UserError: another process holds it.
+        OSError: nothing can be written to the folder of `output`.
     """
-    with contextlib.ExitStack() as stack:
-        holders = {}
-        for constant, output in outputs.items():
-            try:
-                stack.enter_context(_lock(lock_path(output)))
-            except Timeout:
-                holders[constant] = _holder(lock_path(output))
-            except OSError as error:
-                remedy = REMEDIES.get(error.errno, "check the path")
-                raise UserError(
-                    f"{option_name(constant)}: nothing can be written to the folder of "
-                    f"{one_line(output)} ({error_summary(error)}); {remedy}, or name another"
-                ) from error
-        if holders:
-            raise UserError(_describe(holders, outputs))
+    path = lock_path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{claim} ({_holder(path)}); {advice}") from None
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    try:
+        if lock.is_locked:
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
         yield
+    finally:
+        if lock.is_locked:
+            with contextlib.suppress(OSError):  # Windows removes no open file
+                path.unlink()
+        lock.release()
 
 
 def lock_path(output: str | Path) -> Path:
     """Return the path of an output's lock file, the same for all spellings of the output."""
     path = Path(os.path.realpath(output))
-    return path.with_name(f".{path.name}.lock")
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path, timeout=0):
-        since = time.strftime("%Y-%m-%d %H:%M:%S")
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
-        try:
-            yield
-        finally:
-            with contextlib.suppress(OSError):  # Windows removes no open file
-                path.unlink()
+    return path.with_name(f".{path.name.removeprefix('.')}.lock")
 
 
 def _holder(path: Path) -> str:
@@ -71,12 +69,29 @@ def _holder(path: Path) -> str:
         return "which is just ending"
 
 
-def _describe(holders: Mapping[str, str], outputs: Mapping[str, str | Path]) -> str:
-    """Return the message of a run that cannot write its outputs."""
-    names = " and ".join(one_line(outputs[constant]) for constant in holders)
-    chosen = " ".join(f"{option_name(constant)} OTHER" for constant in holders)
-    holder = next(iter(holders.values()))
-    return (
-        f"another training writes {names} ({holder}); wait until it ends, or train beside it "
-        f"with {chosen}"
-    )
+@contextlib.contextmanager
+def output_locks(outputs: Mapping[str, str | Path]) -> Iterator[None]:
+    """Hold a lock on each output of a training within the block.
+
+    Args:
+        outputs: the files and folders that the run writes, by the constant that names each.
+
+    Raises:
+        UserError: another process holds one, or nothing can be written beside it.
+    """
+    constants = list(outputs)
+    with contextlib.ExitStack() as stack:
+        # The first refusal ends it: two runs that start at once must not refuse each other.
+        for number, (constant, output) in enumerate(outputs.items()):
+            others = " ".join(f"{option_name(name)} OTHER" for name in constants[number:])
+            claim = f"another training writes {one_line(output)}"
+            advice = f"wait until it ends, or train beside it with {others}"
+            try:
+                stack.enter_context(locked(output, claim, advice))
+            except OSError as error:
+                remedy = REMEDIES.get(error.errno, "check the path")
+                raise UserError(
+                    f"{option_name(constant)}: nothing can be written to the folder of "
+                    f"{one_line(output)} ({error_summary(error)}); {remedy}, or name another"
+                ) from error
+        yield

@@ -95,17 +95,37 @@ def edge_loss(logits: torch.Tensor, masks: torch.Tensor, classes: Classes = SING
     m is the mask's mean around the pixel; the sum is divided by that of the weights. After the
     border weights of Ronneberger et al., 2015, arXiv:1505.04597, equation 2, by a mean instead of
     a distance. For several classes 2 (1 - sum of m * m over the classes) replaces 4 m (1 - m),
-    which it equals for two.
+    which it equals for two, and the means are over known pixels.
     """
     reach = max(1, round(EDGE_REACH * masks.shape[-2]))
-    m = masks if classes.single else one_hot(masks, classes)
-    m = means_around(means_around(m, reach).mT, reach).mT  # a square's mean is that of its rows'
     if classes.single:
+        m = means_in_squares(masks, reach)
         weights = 1 + EDGE_WEIGHT * 4 * m * (1 - m)
         return F.binary_cross_entropy_with_logits(logits, masks, weights / weights.mean())
-    weights = (1 + EDGE_WEIGHT * 2 * (1 - m.square().sum(1))) * (masks != classes.ignore)
+    m = means_in_squares(one_hot(masks, classes), reach)  # of all pixels: 0 for ignored ones
+    known = _known_shares(m, reach)
+    edges = 2 * (1 - m.square().sum(1) / known.square())
+    weights = (1 + EDGE_WEIGHT * edges) * (masks != classes.ignore)
     entropy = F.cross_entropy(logits, masks, ignore_index=classes.ignore, reduction="none")
     return (entropy * weights).sum() / weights.sum().clamp(min=1)
+
+
+def _known_shares(m: torch.Tensor, reach: int) -> torch.Tensor:
+    """Return the share of the known pixels around each one, (B, H, W), at least a pixel's.
+
+    Counting whole pixels makes it exactly 1 where nothing is ignored.
+
+    Args:
+        m: the classes' shares of all pixels around each one, (B, C, H, W).
+    """
+    rows, columns = (high - low for low, high in (_windows(m.mT, reach), _windows(m, reach)))
+    pixels = rows[:, None] * columns
+    return (m.sum(1) * pixels).round().clamp(min=1) / pixels
+
+
+def means_in_squares(values: torch.Tensor, reach: int) -> torch.Tensor:
+    """Return the mean of each value and its neighbors up to `reach` rows and columns away."""
+    return means_around(means_around(values, reach).mT, reach).mT
 
 
 def means_around(values: torch.Tensor, reach: int) -> torch.Tensor:
@@ -113,8 +133,14 @@ def means_around(values: torch.Tensor, reach: int) -> torch.Tensor:
 
     Differences of running sums: equally fast for any reach.
     """
-    places = torch.arange(values.shape[-1], device=values.device)
+    low, high = _windows(values, reach)
     sums = F.pad(values.cumsum(-1), (1, 0))
+    return (sums[..., high] - sums[..., low]) / (high - low)
+
+
+def _windows(values: torch.Tensor, reach: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return where the neighbors of each place in the last dimension begin and end."""
+    places = torch.arange(values.shape[-1], device=values.device)
     low = (places - reach).clamp(min=0)
     high = (places + reach + 1).clamp(max=len(places))
-    return (sums[..., high] - sums[..., low]) / (high - low)
+    return low, high

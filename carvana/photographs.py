@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from carvana.errors import one_line
+from carvana.files import same_file
 from carvana.images import IMAGE_TYPES
 
 WILDCARDS = "*?["
@@ -48,7 +49,7 @@ def find_photographs(
     names = set()
     csv_names = set()
     for word in words:
-        files, fault = _find(word, Path(out).absolute(), recursive)
+        files, fault = _find(word, Path(out), recursive)
         if fault:
             faults.append(fault)
         for path, relative in files:
@@ -92,7 +93,7 @@ def _files_in(folder: Path, recursive: bool, out: Path) -> list[Path]:
         folders[:] = sorted(
             name
             for name in folders
-            if recursive and not name.startswith(".") and Path(parent, name).absolute() != out
+            if recursive and not name.startswith(".") and not same_file(Path(parent, name), out)
         )
         for name in sorted(names):
             if _is_photograph(name) and not name.startswith("."):

@@ -18,6 +18,7 @@ from carvana.errors import (
     warn,
 )
 from carvana.files import same_files, visible_files
+from carvana.locks import locked
 from carvana.pairs import check_pair, group_of, pair_folders, pair_names, split_groups
 from carvana.rendering import SetOptions, render_set
 from carvana.sources import Sources, write_file
@@ -272,17 +273,27 @@ def _replace_folders(out: Path, fill: Callable[[Path], str], force: bool) -> Non
     Raises:
         UserError: something failed; `out` is as it was.
     """
+    claim = f"another process is preparing data in {one_line(out)}"
+    advice = "wait until it ends, or choose another folder with --out"
     staging = out / STAGING
     try:
-        _undo(staging, out)  # what a run that was killed had begun
-        staging.mkdir(parents=True)
-        description = fill(staging)
-        _put_in_place(staging, out, force)
+        with locked(staging, claim, advice):
+            description = _fill_and_place(staging, out, fill, force)
     except OSError as error:
         raise UserError(f"{describe_os_error(error)}; {out} is as it was") from error
+    print(description)
+
+
+def _fill_and_place(staging: Path, out: Path, fill: Callable[[Path], str], force: bool) -> str:
+    """Put new folders in place by way of `staging`; return what was done."""
+    try:
+        _undo(staging, out)  # what a run that was killed had begun
+        staging.mkdir()
+        description = fill(staging)
+        _put_in_place(staging, out, force)
+        return description
     finally:
         _remove(staging)
-    print(description)
 
 
 def _refuse_other_data(out: Path, force: bool) -> None:

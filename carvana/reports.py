@@ -114,7 +114,7 @@ def write_training_report(
     history: list[dict],
     dataset: PairedDataset,
     scores: dict,
-    byproducts: Byproducts | None = None,
+    byproducts: Byproducts,
 ) -> None:
     """Write overview.png, index.html and learning.gif into SAVED_IMAGES_DIR.
 
@@ -126,7 +126,6 @@ def write_training_report(
         scores: what check_accuracy returned for it.
         byproducts: what fails becomes one of its warnings.
     """
-    byproducts = byproducts or Byproducts()
     folder = Path(cfg.SAVED_IMAGES_DIR)
     overview = folder / "overview.png"
     with byproducts.writing(overview):

@@ -1,5 +1,6 @@
 """The challenge's csv of run lengths, which an interrupted run continues."""
 
+import contextlib
 import csv
 import glob
 import itertools
@@ -10,9 +11,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from carvana import distributed
-from carvana.errors import REMEDIES, WriteError, error_summary, one_line, plural
+from carvana.errors import REMEDIES, UserError, WriteError, error_summary, one_line, plural
 from carvana.files import replacing
-from carvana.submission_settings import settings_file
+from carvana.locks import locked
+from carvana.submission_settings import settings_file, settings_of
 
 HEADER = ("img", "rle_mask")  # of the challenge
 MAX_FIELD = 2**31 - 1  # characters; run lengths can be longer than csv's usual limit
@@ -43,46 +45,68 @@ class Submission:
         self.path = Path(path)
         self.settings = settings
         self.done: set[str] = set()
-        if distributed.FIRST and self.path.exists():
-            self._resume()
-        elif distributed.FIRST:
+        self.stack = contextlib.ExitStack()  # what ends with the block
+
+    def __enter__(self) -> "Submission":
+        """Open the csv.
+
+        Raises:
+            UserError: another process writes it, or has written it with other settings meanwhile.
+        """
+        with self.stack:
+            self.done = distributed.from_first(self._take_over)
+            # surrogateescape: names of files need not be text
+            self.file = open(
+                self._file_to_write(), "a", newline="", encoding="utf-8", errors="surrogateescape"
+            )
+            self.writer = csv.writer(self.file, lineterminator="\n")
+            if self.file.tell() == 0 and distributed.FIRST:
+                self._write_row(HEADER)
+            self.stack = self.stack.pop_all()
+        return self
+
+    def _take_over(self) -> set[str]:
+        """Put in order what earlier runs left, in the first process; return what is done."""
+        claim = f"another process is writing {one_line(self.path)}"
+        advice = "wait until it ends, or name another file with --rle"
+        self.stack.enter_context(locked(self.path, claim, advice))
+        if not self.path.exists():
             for shard in self._shards():  # of a csv that is gone
                 shard.unlink()
-        self.done = distributed.from_first(lambda: self.done)
+            return set()
+        if settings_of(self.path) != self.settings:
+            raise UserError(f"another process has just written {one_line(self.path)}; remove it")
+        return self._resume()
 
-    def _resume(self) -> None:
+    def _resume(self) -> set[str]:
         with open(self.path, "rb+") as file:
             file.truncate(_complete_bytes(file))  # drops the row in which the run ended
         self._add_shards()
         csv.field_size_limit(MAX_FIELD)
         with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = itertools.islice(csv.reader(file), 1, None)
-            self.done = {row[0] for row in rows if row}
-        if self.done:
-            print(f"{self.path}: continuing after {plural(len(self.done), 'row')}")
+            done = {row[0] for row in rows if row}
+        if done:
+            print(f"{self.path}: continuing after {plural(len(done), 'row')}")
+        return done
 
-    def __enter__(self) -> "Submission":
-        path = self.path
-        if distributed.FIRST:
-            with replacing(settings_file(self.path)) as temporary:
-                temporary.write_text(json.dumps(self.settings))
-        else:
-            path = self.path.with_name(f".{self.path.name}.{distributed.RANK}")
-        # surrogateescape: names of files need not be text
-        self.file = open(path, "a", newline="", encoding="utf-8", errors="surrogateescape")
-        self.writer = csv.writer(self.file, lineterminator="\n")
-        if self.file.tell() == 0 and distributed.FIRST:
-            self._write_row(HEADER)
-        return self
+    def _file_to_write(self) -> Path:
+        """Return this process's file; the first process notes the settings."""
+        if not distributed.FIRST:
+            return self.path.with_name(f".{self.path.name}.{distributed.RANK}")
+        with replacing(settings_file(self.path)) as temporary:
+            temporary.write_text(json.dumps(self.settings))
+        return self.path
 
     def __exit__(self, failure: type[BaseException] | None, *_: object) -> None:
-        try:
-            self.file.close()
-        except OSError:
-            if failure is None:  # else the full disk that it fails on is what is reported already
-                raise
-        if failure is None and distributed.FIRST:
-            self._add_shards()
+        with self.stack:
+            try:
+                self.file.close()
+            except OSError:
+                if failure is None:  # else the full disk that it fails on is reported already
+                    raise
+            if failure is None and distributed.FIRST:
+                self._add_shards()
 
     def add(self, name: str, runs: str) -> None:
         """Add a row; it is in the file when this returns.

@@ -45,3 +45,29 @@ def test_error_beyond_outline_ignores_two_pixels():
     speck[2, 2] = True
     assert error_beyond_outline(speck, true) == 1 / 1201
     assert error_beyond_outline(true, EMPTY) == 1
+
+
+def test_boundary_of_unknown_pixels_is_none():
+    """A wide band around the square's left half is not known."""
+    known = np.ones_like(EMPTY)
+    known[10:50, 10:35] = False
+    small = square() & known
+    large = square(grow=3) & known
+    known_part = np.s_[:, 35:]
+    expected = boundary_distance(square()[known_part], square(grow=3)[known_part])
+    assert boundary_distance(small, large, known) == pytest.approx(expected, abs=0.2)
+    assert boundary_distance(small, small, known) == 0
+    # Without knowing, the band's border is an outline that both share.
+    assert boundary_distance(small, large) < 0.8 * expected
+
+
+def test_error_beside_unknown_pixels_counts():
+    known = np.ones_like(EMPTY)
+    known[10:50, 10:35] = False
+    missed = square() & known
+    missed[21:39, 35:40] = False  # beside the band, away from the square's outline
+    wrong = 15 * 5 - 1  # of 18 x 5, without what lies within 2 pixels of the outline
+    error = error_beyond_outline(missed, square() & known, known)
+    total = np.count_nonzero(missed) + np.count_nonzero(square() & known)
+    assert error == pytest.approx(wrong / total, abs=6 / total)
+    assert error_beyond_outline(missed, square() & known) < error

@@ -5,6 +5,8 @@ import functools
 import os
 import pickle
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +299,27 @@ def test_cache_clears_away_what_a_killed_run_left(folders):
     open_dataset(folders)
     assert not abandoned.exists()
     assert growing.exists()
+
+
+def test_cache_made_by_several_at_once_is_whole(folders, monkeypatch, capfd):
+    """They are threads: of one number of a process, as in two containers that share a disk."""
+    together = threading.Barrier(3)
+    write = cache._write
+
+    def write_together(*args):
+        together.wait()
+        write(*args)
+        together.wait()
+
+    with monkeypatch.context() as patch, ThreadPoolExecutor(3) as pool:
+        patch.setattr(cache, "_write", write_together)
+        datasets = list(pool.map(open_dataset, [folders] * 3))
+    plain = open_dataset(folders, cached=False)
+    for dataset in datasets:
+        assert dataset.cache is not None
+        assert_same_items(plain, dataset)
+    assert "warning" not in capfd.readouterr().err
+    assert len(cache_files(folders)) == 1
 
 
 def test_cache_in_training_is_made_used_and_done_without(data, run):

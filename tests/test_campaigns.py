@@ -1,9 +1,11 @@
 """Long campaigns against training as a command: never a bit is lost.
 
-It is killed, stopped and out of space at random moments. pytest -m slow tests/test_campaigns.py -s
-prints what happened to each run. KILLS, TERMS and FULL set the counts.
+It is killed, stopped and out of space at random moments, its processes are one by one or all
+together, and it is started twice. pytest -m slow tests/test_campaigns.py -s prints what happened
+to each run. KILLS, TERMS, FULL, EVENTS and TOGETHER set the counts.
 """
 
+import collections
 import contextlib
 import functools
 import os
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 from helpers import BEST, LAST, is_same, learned, script_command, tiny_options, write_pairs
 
@@ -23,6 +26,8 @@ pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("KILLS", 100))
 TERMS = int(os.environ.get("TERMS", 20))
 FULL = int(os.environ.get("FULL", 20))
+EVENTS = int(os.environ.get("EVENTS", 100))  # for one process, and again under torchrun
+TOGETHER = int(os.environ.get("TOGETHER", 20))
 CONSTANTS = {
     "IMAGE_HEIGHT": 48,
     "IMAGE_WIDTH": 72,
@@ -237,3 +242,154 @@ def test_training_on_a_small_disk_loses_nothing(work, straight):
             assert process.returncode == 0, stderr
             assert is_same(expected, results(disk))
     assert full
+
+
+# ---------------------------------------------------------------- any of a run's processes
+
+
+EPOCHS = 8  # of runs whose processes get signals
+
+
+class Run:
+    """A training as a command, with all its processes: launcher, ranks and loaders' workers."""
+
+    def __init__(self, folder, processes=0, **changes):
+        self.folder = folder
+        self.output = folder / "output.txt"
+        options = tiny_options(**CONSTANTS | changes)
+        with open(self.output, "w") as output:
+            self.process = subprocess.Popen(
+                script_command("train.py", *options, processes=processes),
+                cwd=folder,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def text(self):
+        return self.output.read_text(errors="replace").replace("\r", "\n")
+
+    def wait_for(self, phrase):
+        """Wait until a phrase is printed, or the launcher has ended."""
+        while phrase not in self.text() and self.process.poll() is None:
+            time.sleep(0.02)
+
+    def members(self):
+        """Return all processes of the run that are alive; the first one is the command's own."""
+        try:
+            command = psutil.Process(self.process.pid)
+            return [command, *command.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def finish(self, members):
+        """Wait until all of these processes have ended; return the seconds that took."""
+        started = time.time()
+        self.process.wait(120)
+        _, alive = psutil.wait_procs(members, timeout=120)
+        assert not alive, self.text()
+        return time.time() - started
+
+
+def send(number, members):
+    for process in members:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
+def choose_members(rng, number, members):
+    """Return which of a run's processes get a signal: one for SIGKILL, else any, often all."""
+    if number == signal.SIGKILL:
+        return [rng.choice(members)]
+    if rng.random() < 0.5:
+        return members
+    return rng.sample(members, rng.randint(1, len(members)))
+
+
+def images_done(text):
+    """Return (epochs, images of the next) that a run says it has stopped at, if it does."""
+    stopped = re.search(r"stopped after (\d+) of \d+ images of epoch (\d+)", text)
+    return stopped and (int(stopped[2]) - 1, int(stopped[1]))
+
+
+@pytest.mark.parametrize("processes", [0, 2], ids=["one process", "torchrun"])
+def test_signals_to_any_processes_of_a_run_lose_nothing(work, processes):
+    sizes = {"BATCH_SIZE": 2, "NUM_EPOCHS": EPOCHS, "GALLERY_MAX": 0}
+    straight = Run(work, processes, **sizes)
+    straight.finish(straight.members())
+    expected = results(work)
+    remove_checkpoints(work)
+    rng = random.Random(processes)
+    before = None
+    counts = collections.Counter()
+    slowest = 0.0
+    while counts["events"] < EVENTS or before is not None:
+        changes = sizes | {
+            "NUM_WORKERS": rng.choice([0, 1, 2]),
+            "CHECKPOINT_MINUTES": rng.choice([10.0, 0.001]),
+            "LOAD_MODEL": before is not None,
+        }
+        run = Run(work, processes, **changes)
+        run.wait_for(rng.choice(["training and", "an epoch, "]))
+        time.sleep(rng.uniform(0, 1))
+        members = run.members()
+        number = rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+        chosen = choose_members(rng, number, members) if members else []
+        send(number, chosen)
+        seconds = run.finish(members)
+        after = progress(work)
+        text = run.text()
+        assert (after or (0, 0)) >= (before or (0, 0)), f"went back\n{text}"
+        stopped = images_done(text)
+        if after is not None and after[0] == EPOCHS:
+            assert is_same(expected, results(work)), text
+            counts["finished"] += 1
+            after = None
+            remove_checkpoints(work)
+        elif stopped:
+            assert stopped == after, text
+            counts["stopped with a checkpoint"] += 1
+            slowest = max(slowest, seconds)
+        elif number == signal.SIGKILL:
+            counts["killed"] += 1
+            if "exited unexpectedly" in text:
+                counts["of them workers, with a checkpoint"] += 1
+                assert after is not None and "cannot be read" not in text, text
+        else:
+            # Nothing is learned before the first step, where signals end a process at once.
+            assert "an epoch, " not in text, f"{number.name} to {len(chosen)}\n{text}"
+            counts["before the first step"] += 1
+        counts["events"] += bool(chosen)
+        print(f"{number.name} to {len(chosen)} of {len(members)}: {before} -> {after}")
+        before = after
+    print(f"{dict(counts)}; the slowest stop took {slowest:.1f} s")
+    assert counts["finished"]
+
+
+def test_runs_started_at_once_in_one_folder_lose_nothing(work):
+    rng = random.Random(0)
+    straight = Run(work)
+    straight.finish(straight.members())
+    expected = results(work)
+    refused = 0
+    for _ in range(TOGETHER):
+        remove_checkpoints(work)
+        folder_runs = []
+        for number in range(rng.choice([2, 3])):
+            run = Run(work)
+            run.output = run.output.rename(work / f"output{number}.txt")
+            folder_runs.append(run)
+            time.sleep(rng.choice([0, 0.1, 1]))
+        for run in folder_runs:
+            run.finish(run.members())
+        statuses = sorted(run.process.returncode for run in folder_runs)
+        assert statuses == [0] + [2] * (len(folder_runs) - 1)
+        for run in folder_runs:
+            if run.process.returncode:
+                assert "another training writes my_checkpoint.pth.tar" in run.text()
+                assert "Traceback" not in run.text()
+                refused += 1
+        assert is_same(expected, results(work))
+        assert not list(work.glob("*.tmp"))
+        assert not list(work.glob(".*.lock"))
+    print(f"{TOGETHER} times runs at once: one finished with the same bits, {refused} refused")

@@ -316,3 +316,109 @@ def test_inference_ends_when_the_disk_is_full(work):
     for path in (work / "outputs").iterdir():
         assert path.suffix == ".png"
         picture_width_height(path)
+
+
+# ---------------------------------------------------------------- what is never overwritten
+
+
+def link(target, path):
+    path.symlink_to(target)
+
+
+def hard_link(target, path):
+    path.hardlink_to(target)
+
+
+@pytest.mark.parametrize("make_link", [link, hard_link])
+@pytest.mark.parametrize(
+    "target, kind",
+    [
+        ("photos/000000000000_01.jpg", "one of the photographs"),
+        (BEST, "the model"),
+        ("paper.png", "the photograph of --background"),
+    ],
+)
+def test_inference_overwrites_no_input_under_another_name(work, run, target, kind, make_link):
+    Image.fromarray(scene(1)[0]).save(work / "paper.png")
+    (work / "outputs").mkdir()
+    make_link(work / target, work / "outputs/000000000002_02_overlay.jpg")
+    before = (work / target).read_bytes()
+    arguments = ("--img", "photos", "--background", "paper.png")
+    stderr = run("inference.py", *OWN_MODEL, *arguments, status=2).stderr
+    assert f"outputs/000000000002_02_overlay.jpg is {kind}, and would be overwritten" in stderr
+    assert (work / target).read_bytes() == before
+    assert len(os.listdir(work / "outputs")) == 1
+
+
+@pytest.mark.parametrize(
+    "photographs, out",
+    [("link", "clash"), ("clash", "link"), ("link/*.png", "clash"), ("clash", "photos/../clash")],
+)
+def test_inference_overwrites_no_photograph_of_a_linked_folder(work, run, photographs, out):
+    (work / "clash").mkdir()
+    (work / "link").symlink_to("clash")
+    for name in ("a.png", "a_mask.png"):
+        Image.fromarray(scene(1)[0]).save(work / "clash" / name)
+    before = (work / "clash/a_mask.png").read_bytes()
+    arguments = ("--img", photographs, "--out", out)
+    stderr = run("inference.py", *OWN_MODEL, *arguments, status=2).stderr
+    assert "a_mask.png is one of the photographs, and would be overwritten" in stderr
+    assert (work / "clash/a_mask.png").read_bytes() == before
+    assert len(os.listdir(work / "clash")) == 2
+
+
+def test_inference_tells_files_apart_where_the_disk_does_not_tell_cases(work, run, monkeypatch):
+    """A disk of Windows or macOS: every spelling of A_MASK.png leads to it."""
+    (work / "clash").mkdir()
+    for name in ("a.png", "A_MASK.png"):
+        Image.fromarray(scene(1)[0]).save(work / "clash" / name)
+    stat = os.stat
+
+    def stat_of_any_case(path, *args, **kwargs):
+        if str(path).endswith("clash/a_mask.png"):
+            path = str(path).replace("a_mask", "A_MASK")
+        return stat(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat_of_any_case)
+    arguments = ("--img", "clash", "--out", "clash")
+    stderr = run("inference.py", *OWN_MODEL, *arguments, status=2).stderr
+    assert "clash/a_mask.png is one of the photographs" in stderr
+
+
+def test_inference_replaces_links_that_lead_nowhere(work, run):
+    outputs = work / "outputs"
+    outputs.mkdir()
+    names = sorted(path.stem for path in (work / "photos").iterdir())
+    (outputs / f"{names[0]}_mask.png").symlink_to("nowhere.png")
+    (outputs / f"{names[1]}_mask.png").symlink_to(f"{names[1]}_mask.png")  # in a circle
+    run("inference.py", *OWN_MODEL, "--img", "photos", "--no-overlay")
+    for name in names:
+        assert not (outputs / f"{name}_mask.png").is_symlink()
+        picture_width_height(outputs / f"{name}_mask.png")
+    assert not (work / "nowhere.png").exists()
+
+
+def test_inference_leaves_out_its_own_outputs_by_any_path(work, run):
+    (work / "photos/out").mkdir()
+    (work / "link").symlink_to("photos/out")
+    arguments = ("--img", "photos", "--recursive", "--out", "link")
+    for _ in range(2):
+        assert "6 photographs" in run("inference.py", *OWN_MODEL, *arguments).stdout
+
+
+@pytest.mark.parametrize("name", ["photos/000000000000_01.jpg", "outputs/car_mask.png"])
+def test_inference_writes_no_csv_where_a_picture_goes(work, run, name):
+    arguments = ("--img", "photos", "--rle", name)
+    stderr = run("inference.py", *OWN_MODEL, *arguments, status=2).stderr
+    assert "--rle: expected a name such as submission.csv" in stderr
+
+
+def test_inference_writes_no_csv_over_an_input(work, run):
+    run("inference.py", *OWN_MODEL, "--img", "photos", "--rle", "a.csv", "--no-save")
+    (work / "a.csv").unlink()
+    (work / "a.csv").hardlink_to(work / BEST)
+    before = (work / BEST).read_bytes()
+    arguments = ("--img", "photos", "--rle", "a.csv", "--no-save")
+    stderr = run("inference.py", *OWN_MODEL, *arguments, status=2).stderr
+    assert "a.csv is the model, and would be overwritten; name another file with --rle" in stderr
+    assert (work / BEST).read_bytes() == before

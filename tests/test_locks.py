@@ -6,16 +6,17 @@ import socket
 import subprocess
 import sys
 import threading
+from unittest import mock
 
 import pytest
 import torch
 from helpers import BEST, LAST, ROOT, file_contents, tiny_options
 
 import train
-from carvana import checkpoint
+from carvana import checkpoint, locks
 from carvana.checkpoint import save_checkpoint
 from carvana.errors import UserError
-from carvana.locks import lock_path, output_locks
+from carvana.locks import lock_path, locked, output_locks
 
 OUTPUTS = {
     "CHECKPOINT_FILE": LAST,
@@ -27,10 +28,9 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from carvana.locks import output_locks
 with output_locks({"CHECKPOINT_FILE": "my_checkpoint.pth.tar"}):
-    print("held", flush=True)
     if os.fork() == 0:
-        signal.pause()  # as a loader's worker, for a while, after its training is killed
-    signal.pause()
+        print("held", flush=True)
+    signal.pause()  # the child as a loader's worker does, for a while, without its training
 """
 
 
@@ -42,7 +42,7 @@ def test_lock_names_its_holder_and_the_constants_to_change(data, run, monkeypatc
         assert file_contents(data) == before
     (message,) = finished.stderr.splitlines()
     holder = f"(process {os.getpid()} on {socket.gethostname()}, since 20"
-    assert f"another training writes {LAST} and {BEST} and saved_images/ {holder}" in message
+    assert f"another training writes {LAST} {holder}" in message
     advice = "--checkpoint-file OTHER --best-checkpoint-file OTHER --saved-images-dir OTHER"
     assert message.endswith(f"wait until it ends, or train beside it with {advice}")
     run("train.py", *tiny_options(NUM_EPOCHS=1))
@@ -107,6 +107,14 @@ def test_lock_beside_a_file_in_the_place_of_a_folder_names_the_constant(tmp_path
         output_locks({"CHECKPOINT_FILE": tmp_path / "file/a.pth.tar"}),
     ):
         pass
+
+
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), NotImplementedError()])
+def test_lock_is_done_without_on_a_disk_that_offers_none(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(locks.FileLock, "acquire", mock.Mock(side_effect=error))
+    with pytest.raises(ValueError) as raised, locked(tmp_path / "a", "", ""):
+        raise ValueError
+    assert raised.value.__context__ is None
 
 
 # ---------------------------------------------------------------- files of several writers

@@ -1,5 +1,7 @@
 """Losses are their formulas, least for the truth, and blind to ignored pixels."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ from helpers import class_indices, scene
 from torch.nn import functional as F
 
 from carvana.classes import SINGLE, Classes
-from carvana.losses import edge_loss, make_loss, means_around
+from carvana.history import warn_of_rare_classes
+from carvana.losses import EDGE_REACH, EDGE_WEIGHT, edge_loss, make_loss, means_around
 
 THREE = Classes(("ground", "thing", "edge"))
 NAMES = ["bce", "dice", "bce_dice", "edge"]
@@ -125,3 +128,112 @@ def test_edge_loss_of_two_classes_is_the_binary_one():
     binary = make_loss("edge")(logits, masks[:, None].float()).item()
     two_classes = make_loss("edge", Classes(("a", "b")))(both, masks).item()
     assert two_classes == pytest.approx(binary, rel=1e-4)
+
+
+def edge_weights(masks, classes):
+    """Return the weight of each pixel in edge_loss, (H, W), by its definition, and in float64."""
+    height, width = masks.shape
+    reach = max(1, round(EDGE_REACH * height))
+    weights = torch.zeros(height, width, dtype=torch.float64)
+    for y in range(height):
+        for x in range(width):
+            square = masks[max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
+            known = square[square != classes.ignore]
+            if masks[y, x] != classes.ignore:
+                shares = torch.bincount(known, minlength=classes.count) / len(known)
+                weights[y, x] = 1 + EDGE_WEIGHT * 2 * (1 - shares.double().square().sum())
+    return weights
+
+
+def weights_in_edge_loss(masks, classes):
+    """Return the weight of each pixel in edge_loss over the sum of all weights, (H, W)."""
+    count = classes.count
+    logits = torch.zeros(1, count, *masks.shape, requires_grad=True)
+    edge_loss(logits, masks[None], classes).backward()
+    # The gradient is weight * (1 / count - 1) for the true class and weight / count for the others.
+    return logits.grad[0].abs().sum(0) / (2 - 2 / count)
+
+
+def half_ignored(height, width):
+    masks = torch.zeros(height, width, dtype=torch.long)
+    masks[:, width // 2 :] = THREE.ignore
+    return masks
+
+
+def speck_in_ignored(height, width):
+    masks = torch.full((height, width), THREE.ignore)
+    masks[height // 2, width // 2] = 2
+    masks[: height // 4, :3] = 1
+    return masks
+
+
+def two_classes_and_ignored(height, width):
+    masks = half_ignored(height, width)
+    masks[: height // 2, : width // 2] = 1
+    return masks
+
+
+@pytest.mark.parametrize("size", [(64, 96), (7, 11), (1, 3)])
+@pytest.mark.parametrize("make", [half_ignored, speck_in_ignored, two_classes_and_ignored])
+def test_edge_loss_weighs_known_pixels_by_known_ones(make, size):
+    masks = make(*size)
+    expected = edge_weights(masks, THREE)
+    weights = weights_in_edge_loss(masks, THREE)
+    assert torch.allclose(weights.double(), expected / expected.sum(), rtol=1e-3, atol=1e-8)
+
+
+def test_edge_loss_takes_ignored_pixels_for_no_outline():
+    """One class beside them weighs as much as one class alone; two weigh the most, 1 + 4."""
+    weights = edge_weights(half_ignored(64, 96), THREE)
+    assert set(weights.unique().tolist()) == {0.0, 1.0}
+    both = weights_in_edge_loss(two_classes_and_ignored(64, 96), THREE)[:, :48]
+    assert (both.max() / both.min()).item() == pytest.approx(1 + EDGE_WEIGHT, rel=0.05)
+    assert both[32, 47].item() == pytest.approx(both[32, 10].item(), rel=1e-4)  # beside, and far
+    large = weights_in_edge_loss(speck_in_ignored(1280, 1918), THREE)  # the least exact
+    assert large[640, 959].item() == pytest.approx(large[0, 0].item(), rel=0.05)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("size", [(160, 240), (37, 53), (1, 9)])
+def test_edge_loss_without_ignored_pixels_has_the_bits_of_the_plain_formula(size, count):
+    torch.manual_seed(count)
+    classes = Classes(("a", "b", "c", "d")[:count])
+    masks = torch.randint(0, count, (2, *size))
+    masks[:, :, size[1] // 2 :] = 1
+    logits = torch.randn(2, count, *size)
+    reach = max(1, round(EDGE_REACH * size[0]))
+    m = F.one_hot(masks, count).permute(0, 3, 1, 2).float().contiguous()
+    m = means_around(means_around(m, reach).mT, reach).mT
+    weights = 1 + EDGE_WEIGHT * 2 * (1 - m.square().sum(1))
+    expected = (F.cross_entropy(logits, masks, reduction="none") * weights).sum() / weights.sum()
+    assert torch.equal(edge_loss(logits, masks, classes), expected)
+
+
+def test_loss_does_not_depend_on_what_is_ignored():
+    """Neither on the logits there, nor, but for the Dice's smoothing, on how many there are."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, 3, 24, 36)
+    masks = torch.randint(0, 3, (1, 24, 36))
+    wider = torch.full((1, 24, 90), THREE.ignore)
+    wider[..., :36] = masks
+    more_logits = torch.cat((logits, 9 * torch.randn(1, 3, 24, 54)), -1)
+    for name in NAMES:
+        loss = make_loss(name, THREE, 3.0)
+        assert loss(more_logits, wider).item() == pytest.approx(
+            loss(logits, masks).item(), rel=1e-5
+        )
+
+
+def test_rare_classes_are_those_of_few_known_pixels(capsys):
+    mask = np.full((40, 50), THREE.ignore, np.uint8)
+    mask[:10] = 0
+    mask[10, :25] = 1  # 1.3 % of all pixels, but 4.7 % of the known ones
+    mask[11, :5] = 2
+    dataset = mock.MagicMock()
+    dataset.__len__.return_value = 3
+    dataset.reading.classes = THREE
+    dataset.read_target.return_value = mask
+    warn_of_rare_classes(dataset)
+    printed = capsys.readouterr().out
+    assert "edge: 0.94 %" in printed
+    assert "thing" not in printed

@@ -12,6 +12,8 @@ import pytest
 from helpers import file_contents, run_script, scene, script_command, write_mask, write_pairs
 from PIL import Image
 
+from carvana.locks import locked
+
 ZIPS = ("train.zip", "train_masks.zip")
 FOLDERS = ("--images", "train", "--masks", "train_masks")
 
@@ -240,6 +242,19 @@ def test_check_finds_leaks_and_damage(raw, run):
     assert f"{path.name}: cannot be read" in done.stderr
 
 
+def test_prepare_does_not_replace_its_sources(raw, run):
+    """What has no mask, or is bad, would be gone."""
+    run("prepare_data.py", *ZIPS)
+    (raw / "data/train_images/no_mask.jpg").write_text("the only copy")
+    (raw / "link").symlink_to(raw / "data/train_images")
+    before = file_contents(raw / "data")
+    for images in ("data/train_images", "data/../link", raw / "data/train_images/../train_images"):
+        arguments = ("--images", images, "--masks", "data/train_masks", "--force", "--skip-bad")
+        stderr = run("prepare_data.py", *arguments, status=2).stderr
+        assert "is in data/train_images, which would be replaced; move it elsewhere" in stderr
+    assert file_contents(raw / "data") == before
+
+
 # ---------------------------------------------------------------- what an end in the middle leaves
 
 
@@ -306,3 +321,38 @@ def test_prepare_killed_while_clearing_up_leaves_the_new_data(raw, monkeypatch):
     assert left.exists()
     assert "nothing to do" in run_script(raw, *prepare, 1).stdout
     assert file_contents(data) == after
+
+
+def test_prepare_started_while_another_prepares_is_refused(raw, run):
+    run("prepare_data.py", *ZIPS)
+    before = file_contents(raw / "data")
+    with locked(raw / "data/.preparing", "", ""):
+        again = run("prepare_data.py", *ZIPS, "--force", "--seed", 5, status=2)
+    assert "another process is preparing data in data (process" in again.stderr
+    assert file_contents(raw / "data") == before
+    run("prepare_data.py", *ZIPS, "--force", "--seed", 5)
+    assert file_contents(raw / "data") != before
+
+
+def test_prepare_started_several_times_at_once_is_whole(raw, run):
+    run("prepare_data.py", *ZIPS, "--seed", 1)
+    expected = file_contents(raw / "data")
+    run("prepare_data.py", *ZIPS, "--force", "--seed", 0)
+    assert file_contents(raw / "data") != expected
+    started = [
+        subprocess.Popen(
+            script_command("prepare_data.py", *ZIPS, "--force", "--seed", 1),
+            cwd=raw,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    statuses = []
+    for process in started:
+        _, stderr = process.communicate(timeout=60)
+        statuses.append(process.returncode)
+        assert process.returncode == 0 or "another process is preparing" in stderr
+    assert 0 in statuses and set(statuses) <= {0, 2}
+    assert file_contents(raw / "data") == expected

@@ -1,11 +1,17 @@
 """Rendered cars, and the first run, which trains on them."""
 
+import contextlib
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 
 import cv2
 import numpy as np
 import pytest
-from helpers import file_contents, scene, tiny_options
+from helpers import ROOT, file_contents, scene, tiny_options
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,6 +22,11 @@ from carvana.rendering.cars import BODIES
 
 DEMO = ("prepare_data.py", "--demo")
 SMALL_SET = ("--cars", 4, "--angles", 3, "--size", 64, 96)
+RENDER_SMALL_SET = """
+from carvana.rendering import render_set
+render_set("demo", cars=4, val_cars=1, angles=3, size=(64, 96))
+"""
+RENDER_LARGE_SET = "from carvana.rendering import render_set\nrender_set('demo', size=(640, 960))"
 
 
 # ---------------------------------------------------------------- pictures
@@ -88,6 +99,70 @@ def test_rendered_set_is_replaced_only_by_force(tmp_path, run):
     assert len(find_pairs(tmp_path / "one/train_images", tmp_path / "one/train_masks")) == 1
     assert (tmp_path / "one/notes.txt").exists()
     run("prepare_data.py", "--check", "--out", "one")
+
+
+# ---------------------------------------------------------------- several at once, and leftovers
+
+
+def start_rendering(folder, code):
+    """Start Python code as the leader of a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_set_rendered_by_several_at_once_is_whole(tmp_path, processes):
+    (tmp_path / "alone").mkdir()
+    start_rendering(tmp_path / "alone", RENDER_SMALL_SET).communicate(timeout=60)
+    started = [start_rendering(tmp_path, RENDER_SMALL_SET) for _ in range(processes)]
+    for process in started:
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 0, stderr
+    files = file_contents(tmp_path / "alone/demo")
+    assert len(files) == 24
+    assert file_contents(tmp_path / "demo") == files
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_set_is_not_rendered_over_other_files(tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/notes.txt").write_text("mine")
+    process = start_rendering(tmp_path, RENDER_SMALL_SET)
+    assert "demo could not be rendered (Directory not empty)" in process.communicate()[1]
+    assert file_contents(tmp_path).keys() == {(tmp_path / "demo/notes.txt").relative_to(tmp_path)}
+
+
+def test_killed_rendering_leaves_no_processes(tmp_path):
+    process = start_rendering(tmp_path, RENDER_LARGE_SET)
+    while not list(tmp_path.glob(".demo-rendering*/*/*.jpg")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    try:
+        process.communicate(timeout=20)  # until all processes that hold its stderr have ended
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_rendering_removes_what_killed_ones_left_long_ago(tmp_path, run):
+    run(*DEMO, "--cars", 2, "--angles", 1, "--size", 32, 48)
+    old = tmp_path / "data/.demo-rendering-0123456789ab"
+    new = tmp_path / "data/.demo-rendering-ba9876543210"
+    for folder in (old, new):
+        (folder / "train_images").mkdir(parents=True)
+        (folder / "train_images/a.jpg").write_text("half")
+    for path in (old / "train_images", old):
+        os.utime(path, (0, 0))
+    run("train.py", *tiny_options(NUM_EPOCHS=0))
+    assert not old.exists()
+    assert new.exists()  # perhaps another process is rendering into it
 
 
 # ---------------------------------------------------------------- the first run

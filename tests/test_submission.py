@@ -18,6 +18,7 @@ from helpers import (
 )
 from PIL import Image
 
+from carvana.errors import UserError
 from carvana.submission import Submission
 
 
@@ -83,7 +84,52 @@ def test_submission_takes_long_rows_and_odd_names(tmp_path):
                 submission.add(name, "1 2 " * 50_000)
     # What a second process has written.
     (tmp_path / ".a.csv.1").write_bytes(b'"a,c.jpg",3 4\n"a,d.jpg",5 6\n')
-    assert Submission(tmp_path / "a.csv", {}).done == {*names, "a,d.jpg"}
+    with Submission(tmp_path / "a.csv", {}) as submission:
+        assert submission.done == {*names, "a,d.jpg"}
+
+
+def test_submission_is_written_by_one_process_at_a_time(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    with Submission(tmp_path / "a.csv", {}) as submission:
+        submission.add("a.jpg", "1 2")
+        before = (tmp_path / "a.csv").read_bytes()
+        for path in (tmp_path / "a.csv", tmp_path / "link/a.csv"):
+            with pytest.raises(
+                UserError, match="another process is writing .*a.csv .*; wait until"
+            ):
+                Submission(path, {}).__enter__()
+        assert (tmp_path / "a.csv").read_bytes() == before
+    with pytest.raises(UserError, match="another process has just written"):
+        Submission(tmp_path / "a.csv", {"threshold": 0.4}).__enter__()
+    with Submission(tmp_path / "a.csv", {}) as submission:
+        assert submission.done == {"a.jpg"}
+    assert not list(tmp_path.glob(".*lock"))
+
+
+def test_submission_started_twice_at_once_is_whole(work):
+    """In processes: one does the work, or the other continues it, or is refused."""
+    arguments = (*OWN_MODEL, "--img", "photos", "--rle", "a.csv", "--cutout")
+    started = [
+        subprocess.Popen(
+            script_command("inference.py", *arguments),
+            cwd=work,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    statuses = []
+    for process in started:
+        _, stderr = process.communicate(timeout=60)
+        statuses.append(process.returncode)
+        assert "Traceback" not in stderr
+        assert process.returncode == 0 or "another process is writing a.csv" in stderr
+    assert 0 in statuses and set(statuses) <= {0, 2}
+    names = [row[0] for row in csv_rows(work / "a.csv")]
+    assert len(names) == len(set(names)) == 7
+    for path in (work / "outputs").iterdir():
+        picture_width_height(path)
 
 
 def test_submission_names_the_csv_when_the_disk_is_full(work, run):

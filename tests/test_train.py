@@ -123,7 +123,7 @@ def test_training_overfits_a_single_batch(tmp_path):
     optimizer = torch.optim.Adam(model.parameters(), 0.005)
     for _ in range(160):
         train.train_fn(loader, model, optimizer, torch.nn.BCEWithLogitsLoss(), no_scaler())
-    settle_batchnorm(model, first_batches(loader, 8))
+    settle_batchnorm(model, first_batches(loader, 0, 8))
     assert utils.check_accuracy(loader, model, "cpu", full_size=True)["dice"] > 0.99
 
 
@@ -165,11 +165,10 @@ def test_settled_batchnorm_averages_over_all_images_alike(data):
     model = UNET(features=[4])
     dataset = CarvanaDataset(*folders[:2], val_transform(), size=(32, 48))
     images = torch.stack([image for image, _ in dataset]).float() / 255
-    loader.sampler.epoch = 1
     with torch.no_grad():
         expected = model.downs[0].conv[0](images).mean((0, 2, 3))
     model.config = {"PRECISION": "fp32"}
-    settle_batchnorm(model, first_batches(loader, 12))
+    settle_batchnorm(model, first_batches(loader, 0, 12))
     assert torch.allclose(model.downs[0].conv[1].running_mean, expected, atol=1e-6)
     assert model.downs[0].conv[1].momentum == 0.1
 
