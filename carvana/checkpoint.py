@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, and files of others read without running code."""
 
+import codecs
 import contextlib
 import glob
 import itertools
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,13 +25,17 @@ from carvana.model_config import check_model_config, model_config
 from carvana.options import option_name
 from carvana.schema import SHOWN_LENGTH
 from carvana.weights import (
+    LAST_WEIGHT,
+    WEIGHTS_KEYS,
     describe_shape,
     kind_of,
     load_checkpoint,
+    look_like_weights,
     network_shape,
     plain_names,
     weight_fault,
     weights_in,
+    weights_key,
 )
 
 # They decide which network it is and what it is fed; all others may change between runs.
@@ -60,6 +66,14 @@ UNREADABLE = {  # a phrase in torch's message -> what it means
 }
 PART_KEYS = {"of", "images", "loss", "seconds"}  # of what is done of an epoch
 MAX_EPOCHS = 10**6
+# What a NumPy number in a pickle, such as a score, is made by: harmless, unlike all others.
+NUMPY_SCALARS = [
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in "?bhilqBHILQefd"),
+    (codecs.encode, "_codecs.encode"),
+]
 UNFINISHED = ".tmp"  # ending of a checkpoint that is being written
 
 
@@ -202,17 +216,50 @@ def read_checkpoint(filename: str | Path, device: str | torch.device = "cpu") ->
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise UserError(_unreadable(Path(filename), error)) from error
     name = one_line(filename)
-    weights = state.get("state_dict", state) if isinstance(state, dict) else None
-    if not _look_like_weights(weights):
+    if not isinstance(state, dict):
         raise UserError(
-            f"{name} holds no weights of a UNET (a state_dict with final_conv.weight); name another"
+            f"{name} holds no weights of a UNET (it is a {kind_of(state)}); name another"
         )
-    faults = _weight_faults(weights)
-    if weights is not state:
+    key = weights_key(state)
+    if key is None and not look_like_weights(state):
+        raise UserError(
+            f"{name} holds no weights of a UNET ({_describe_entries(state)}); expected names "
+            f"ending in {LAST_WEIGHT}, as they are or under {' or '.join(WEIGHTS_KEYS)}; name "
+            "another"
+        )
+    faults = _weight_faults(weights_in(state))
+    if "run" in state:
         faults += _state_faults(state)
+    elif key:
+        state = _foreign_state(state)
     if faults:
         raise UserError(f"{name} is not sound: {first_few(faults)}; name another checkpoint")
     return state
+
+
+def _describe_entries(state: Mapping[Any, Any]) -> str:
+    """Return the first names in a dict, and below them, in words."""
+    entries = []
+    for key, value in state.items():
+        entry = one_line(repr(key))
+        if isinstance(value, dict):
+            entry += f" with {first_few([one_line(repr(name)) for name in value], 2)}"
+        entries.append(entry[:SHOWN_LENGTH])
+    return f"its entries: {first_few(entries)}" if entries else "it is empty"
+
+
+def _foreign_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is used of a checkpoint that train.py did not write.
+
+    Its epochs were others: training starts at epoch 0 with its weights and optimizer.
+    """
+    known = {"state_dict": weights_in(state)}
+    optimizer = state.get("optimizer", state.get("optimizer_state_dict"))
+    if isinstance(optimizer, dict):
+        known["optimizer"] = optimizer
+    if "config" in state:  # weights that come with the project have one
+        known["config"] = state["config"]
+    return known
 
 
 def _load(filename: str | Path, device: str | torch.device = "cpu") -> Any:
@@ -222,8 +269,22 @@ def _load(filename: str | Path, device: str | torch.device = "cpu") -> Any:
             damaged = archive.testzip()  # torch itself does not look at the checksums
             if damaged:
                 raise ValueError(f"the disk has damaged {damaged} in it")
-    with warnings.catch_warnings(action="ignore"):  # about what is odd in a file of others
-        return torch.load(filename, map_location=device, weights_only=True)
+    with (
+        warnings.catch_warnings(action="ignore"),  # about what is odd in a file of others
+        torch.serialization.safe_globals(NUMPY_SCALARS),
+    ):
+        return _plain_values(torch.load(filename, map_location=device, weights_only=True))
+
+
+def _plain_values(value: Any) -> Any:
+    """Return a value with NumPy's numbers, in dicts and lists of any depth, as Python's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {_plain_values(key): _plain_values(item) for key, item in value.items()}
+    if type(value) is list:
+        return [_plain_values(item) for item in value]
+    return value
 
 
 def holds_dict(path: str | Path) -> bool:
@@ -253,12 +314,6 @@ def _has_run(path: Path) -> bool:
     with contextlib.suppress(Exception):  # any file may lie there
         return "run" in _load(path)
     return False
-
-
-def _look_like_weights(weights: Any) -> bool:
-    if not isinstance(weights, dict) or not all(isinstance(name, str) for name in weights):
-        return False
-    return any(name.endswith("final_conv.weight") for name in weights)
 
 
 def _weight_faults(weights: Mapping[str, Any]) -> list[str]:

@@ -10,18 +10,40 @@ from carvana.errors import UserError, first_few, one_line
 from carvana.model_config import unwrapped
 
 Weights = Mapping[str, torch.Tensor]
+WEIGHTS_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+LAST_WEIGHT = "final_conv.weight"  # of every UNET
 
 
 def weights_in(checkpoint: Mapping[str, Any]) -> Weights:
     """Return the weights of a checkpoint dict, or of a bare state_dict, by plain names."""
-    return plain_names(checkpoint.get("state_dict", checkpoint))
+    key = weights_key(checkpoint)
+    return plain_names(checkpoint if key is None else checkpoint[key])
+
+
+def weights_key(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return under which of WEIGHTS_KEYS a checkpoint has a UNET's weights; None if under none."""
+    return next((key for key in WEIGHTS_KEYS if look_like_weights(checkpoint.get(key))), None)
+
+
+def look_like_weights(weights: Any) -> bool:
+    """Return whether something has the names of a UNET's weights."""
+    if not isinstance(weights, Mapping) or not all(isinstance(name, str) for name in weights):
+        return False
+    return any(name.endswith(LAST_WEIGHT) for name in weights)
 
 
 def plain_names(weights: Weights) -> dict[str, torch.Tensor]:
-    """Return weights without the prefixes of torch.compile and DistributedDataParallel."""
+    """Return weights without the prefix of what the network was wrapped in.
+
+    torch.compile, DistributedDataParallel and Lightning prefix every name. Without that prefix
+    are weights of something else, such as a loss: they are left out.
+    """
+    last = next((name for name in weights if name.endswith(LAST_WEIGHT)), LAST_WEIGHT)
+    prefix = last.removesuffix(LAST_WEIGHT)
     return {
-        name.removeprefix("_orig_mod.").removeprefix("module.").removeprefix("_orig_mod."): tensor
+        name.removeprefix(prefix): tensor
         for name, tensor in weights.items()
+        if name.startswith(prefix)
     }
 
 

@@ -111,7 +111,7 @@ BAD = [
             ),
             "a pickle": (pickle_payload, UNREADABLE),
             "a whole model": (save(UNET(features=[4])), UNREADABLE),
-            "a list": (save([1, 2]), rf"{NO_WEIGHTS} \(a state_dict with final_conv.weight\)"),
+            "a list": (save([1, 2]), rf"{NO_WEIGHTS} \(it is a list\); name another"),
             "a tensor": (save(torch.zeros(3)), NO_WEIGHTS),
             "weights of another kind of network": (
                 save(torch.nn.Linear(2, 2).state_dict()),
