@@ -23,7 +23,8 @@ from carvana.errors import UserError, error_summary, first_few, one_line
 from carvana.files import sync_folder
 from carvana.model_config import check_model_config, model_config
 from carvana.options import option_name
-from carvana.schema import SHOWN_LENGTH
+from carvana.schema import short
+from carvana.untrusted import check_size
 from carvana.weights import (
     LAST_WEIGHT,
     WEIGHTS_KEYS,
@@ -241,10 +242,10 @@ def _describe_entries(state: Mapping[Any, Any]) -> str:
     """Return the first names in a dict, and below them, in words."""
     entries = []
     for key, value in state.items():
-        entry = one_line(repr(key))
+        entry = short(key)
         if isinstance(value, dict):
-            entry += f" with {first_few([one_line(repr(name)) for name in value], 2)}"
-        entries.append(entry[:SHOWN_LENGTH])
+            entry += f" with {first_few([short(name) for name in value], 2)}"
+        entries.append(entry)
     return f"its entries: {first_few(entries)}" if entries else "it is empty"
 
 
@@ -265,6 +266,7 @@ def _foreign_state(state: Mapping[str, Any]) -> dict[str, Any]:
 def _load(filename: str | Path, device: str | torch.device = "cpu") -> Any:
     """Return what torch.save wrote. Raises nearly anything if the file is not as written."""
     if zipfile.is_zipfile(filename):
+        check_size(filename)
         with zipfile.ZipFile(filename) as archive:
             damaged = archive.testzip()  # torch itself does not look at the checksums
             if damaged:
@@ -273,18 +275,7 @@ def _load(filename: str | Path, device: str | torch.device = "cpu") -> Any:
         warnings.catch_warnings(action="ignore"),  # about what is odd in a file of others
         torch.serialization.safe_globals(NUMPY_SCALARS),
     ):
-        return _plain_values(torch.load(filename, map_location=device, weights_only=True))
-
-
-def _plain_values(value: Any) -> Any:
-    """Return a value with NumPy's numbers, in dicts and lists of any depth, as Python's."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if type(value) is dict:
-        return {_plain_values(key): _plain_values(item) for key, item in value.items()}
-    if type(value) is list:
-        return [_plain_values(item) for item in value]
-    return value
+        return torch.load(filename, map_location=device, weights_only=True)
 
 
 def holds_dict(path: str | Path) -> bool:
@@ -330,8 +321,7 @@ def _state_faults(state: Mapping[str, Any]) -> list[str]:
     faults = _weight_faults(trained)
     for name, (is_sound, expected) in STATE_RULES.items():
         if name in state and not is_sound(state[name]):
-            shown = one_line(repr(state[name]))[:SHOWN_LENGTH]
-            faults.append(f"{name!r} is {shown} (expected {expected})")
+            faults.append(f"{name!r} is {short(state[name])} (expected {expected})")
     return faults
 
 

@@ -136,7 +136,7 @@ def result_or_error(function: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 def raise_all(results: Iterable[Any]) -> None:
-    """Raise one UserError that lists every UserError in `results`, if there is any."""
+    """Raise one UserError that lists every UserError in `results` once, if there is any."""
     messages = [str(result) for result in results if isinstance(result, UserError)]
     if messages:
-        raise UserError("\n".join(messages))
+        raise UserError("\n".join(dict.fromkeys(messages)))

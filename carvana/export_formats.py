@@ -11,6 +11,10 @@ RUN_ONNX = 'logits = session.run(None, {"input": images})[0]'
 OPSET = 20
 CALIBRATION_IMAGES = 32  # from which int8's ranges of activations come
 CHOICE_IMAGES = 40  # more, on which it is chosen which layers stay in float
+TORCH_RUNS_CODE = (
+    "torch runs code that is in such a file: load only your own like this; inference.py checks a "
+    "file first."
+)
 Facts = dict[str, Any]  # the constants that are written into a file
 LabeledImage = tuple[np.ndarray, np.ndarray]  # float32 (1, C, H, W), mask uint8 (H, W)
 
@@ -49,6 +53,7 @@ FORMATS = {
         "unet_model_torchjit.pth",
         'import torch\nmodel = torch.jit.load("{file}")',
         RUN_TORCH,
+        remark=TORCH_RUNS_CODE,
     ),
     "onnx": Format(
         "unet_model_onnx.onnx",
@@ -67,6 +72,7 @@ FORMATS = {
         'import torch\nmodel = torch.export.load("{file}").module()',
         RUN_TORCH,
         multiples_only=True,
+        remark=TORCH_RUNS_CODE,
     ),
 }
 

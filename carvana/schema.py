@@ -1,10 +1,22 @@
 """The types and bounds that a constant can have, and the one validator of values."""
 
 import re
+import reprlib
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from carvana.errors import one_line
+
 SHOWN_LENGTH = 60  # characters of a wrong value in a message
+
+
+def short(value: Any) -> str:
+    """Return the beginning of a value's repr in one line; cheap for lists in lists in lists."""
+    writer = reprlib.Repr()
+    writer.maxstring = SHOWN_LENGTH
+    return one_line(writer.repr(value))[:SHOWN_LENGTH]
+
+
 KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -47,6 +59,8 @@ Count = Annotated[int, Range(0, 100_000)]
 ClassNames = list[Annotated[str, Pattern("(?s).*", "names")]]
 Palette = Annotated[list[HexColor], MaybeEmpty()]
 ByteValue = Annotated[int, Range(0, 255)]
+MaskValues = Annotated[list[Annotated[int, Range(0, 65535)]], MaybeEmpty()]
+MaskThreshold = Annotated[int, Range(-1, 254, "levels")]
 ChannelMeans = list[Annotated[float, Range(-10.0, 10.0)]]
 ChannelStds = list[Annotated[float, Range(1e-6, 1000.0)]]
 MaskResize = Literal["area", "nearest"]
@@ -128,14 +142,14 @@ def check(value: Any, expected: ValueType) -> Any:
     if not expected.is_list:
         return _check_item(value, expected)
     if not isinstance(value, list | tuple) or not (value or expected.may_be_empty):
-        raise ValueError(f"expected a list, found {_shown(ascii(value))}")
+        raise ValueError(f"expected a list, found {short(value)}")
     return [_check_item(item, expected) for item in value]
 
 
 def _check_item(value: Any, expected: ValueType) -> Any:
     kinds = (int, float) if expected.kind is float else expected.kind
     if not isinstance(value, kinds) or isinstance(value, bool) != (expected.kind is bool):
-        raise ValueError(f"expected {KIND_NAMES[expected.kind]}, found {_shown(ascii(value))}")
+        raise ValueError(f"expected {KIND_NAMES[expected.kind]}, found {short(value)}")
     if not _allows(value, expected):
         raise ValueError(f"expected {expected.allowed}, found {_shown(str(value))}")
     return expected.kind(value)

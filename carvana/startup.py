@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from carvana import options
-from carvana.errors import UserError
+from carvana.errors import UserError, raise_all, result_or_error
 from carvana.files import same_file, same_place
 from carvana.locks import output_locks
 from carvana.pairs import check_folders, list_files
@@ -47,7 +47,7 @@ def configure(config: ModuleType, description: str | None = None) -> SimpleNames
             )
         cfg = options.load(config, base_preset=preset)
     _render_missing_cars(cfg, config.PRESETS)
-    check_folders(*data_folders(cfg), suffix=cfg.MASK_SUFFIX)
+    _check_data(cfg)
     _check_outputs(cfg)
     if _rank("RANK") == 0:  # the process that reads checkpoints
         _check_checkpoints(cfg)
@@ -101,6 +101,20 @@ def _render_missing_cars(cfg: SimpleNamespace, presets: dict) -> None:
             render_set(folder.parent, parts=is_rendered(cfg, presets, "parts"))
     while not folder.exists():
         time.sleep(POLL_SECONDS)
+
+
+def _check_data(cfg: SimpleNamespace) -> None:
+    """Raise UserError with what is wrong in the folders of photographs and masks."""
+    training, validation = data_folders(cfg)
+    if Path(training[0]).is_dir() and not Path(validation[0]).is_dir():
+        options_of_training = f"--val-img-dir {training[0]} --val-mask-dir {training[1]}"
+        missing = UserError(
+            f"no folder {validation[0]!r}, where the photographs to score on should be; set some "
+            "aside with prepare_data.py --val-fraction 0.1, or, where there are too few, score on "
+            f"those that are trained on: {options_of_training}"
+        )
+        raise_all([result_or_error(check_folders, training, suffix=cfg.MASK_SUFFIX), missing])
+    check_folders(training, validation, suffix=cfg.MASK_SUFFIX)
 
 
 def _check_outputs(cfg: SimpleNamespace) -> None:

@@ -145,7 +145,7 @@ def _level_shapes(weights: Weights) -> list[torch.Size]:
 
 def weight_fault(tensor: Any) -> str | None:
     """Return why something cannot be a network's weights, in words; None if it can."""
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
         return f"is no plain tensor but {kind_of(tensor)}"
     # int64 is BatchNorm's count of batches.
     if not tensor.is_floating_point() and tensor.dtype != torch.int64:

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import BEST, LAST, split_folders, tiny_options, write_mask
+from helpers import BEST, LAST, split_folders, tiny_options, write_mask, write_pairs
 from PIL import Image
 
 from carvana.checkpoint import read_checkpoint
@@ -227,3 +227,27 @@ def test_batch_too_small_for_batchnorm_says_what_to_change(data, run):
 def test_evaluate_answers_wrong_options(data, run, arguments, message):
     (data / BEST).write_text("")
     assert message in run("evaluate.py", *arguments, status=2).stderr
+
+
+def test_one_pair_is_enough_for_a_trial(tmp_path, run):
+    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=1, angles=1)
+    source = ("prepare_data.py", "photos", "masks")
+    assert "set --val-fraction 0" in run(*source, status=2).stderr
+    run(*source, "--val-fraction", 0)
+    stderr = run("train.py", *tiny_options(NUM_EPOCHS=1), status=2).stderr
+    advice = "--val-img-dir data/train_images/ --val-mask-dir data/train_masks/"
+    assert stderr.strip().endswith(advice)
+    run("train.py", *tiny_options(NUM_EPOCHS=1), *advice.split())
+
+
+def test_fault_of_a_folder_for_training_and_validation_is_told_once(data, run):
+    same = ("--val-img-dir", "data/train_images", "--val-mask-dir", "data/train_masks")
+    folders = (
+        "--train-img-dir",
+        "data/train_images",
+        "--train-mask-dir",
+        "data/train_masks",
+        *same,
+    )
+    stderr = run("train.py", *tiny_options(), *folders, "--mask-suffix", "_x", status=2).stderr
+    assert stderr.count("has a mask") == 1
