@@ -17,6 +17,8 @@ from carvana.schema import (
     FilePath,
     Fraction,
     MaskResize,
+    MaskThreshold,
+    MaskValues,
     Palette,
     PixelBlock,
     Precision,
@@ -43,8 +45,15 @@ CLASSES: ClassNames = ["car"]
 # the classes' colors where masks are colored, such as #000000 #ff8000; one more is that of pixels
 # to ignore
 PALETTE: Palette = []
-# with several classes: the value of pixels that are neither trained on nor scored
+# with several classes: the value of pixels that are neither trained on nor scored; if it is 0, the
+# classes count from 1
 IGNORE_INDEX: ByteValue = 255
+# the values in masks' files, one for each of CLASSES, where they are not 0, 1, 2 and so on; of one
+# class two: background and foreground
+MASK_VALUES: MaskValues = []
+# of one class, for soft masks and JPEG: levels over this, of 255, are foreground, such as 127; -1:
+# off, since other values may be other things
+MASK_THRESHOLD: MaskThreshold = -1
 # decode each file once and keep what the network needs of it: 150 KB a pair at 160x240
 CACHE: bool = True
 CACHE_DIR: FilePath = "data/.cache/"  # where to; a fast disk with room

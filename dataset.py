@@ -20,13 +20,15 @@ from carvana import distributed
 from carvana.cache import open_cache
 from carvana.classes import SINGLE, Classes
 from carvana.device import choose_workers, find_device, fit_workers
-from carvana.errors import raise_all, result_or_error
+from carvana.errors import raise_all, result_or_error, warn
 from carvana.images import Reading, Size, read_all, read_hard_mask
 from carvana.interrupts import leave_signals_alone
+from carvana.mask_values import MaskFacts, find_ignored_class, judge_set, measure_mask
 from carvana.pairs import MASK_SUFFIX, find_pairs
 from carvana.sampling import EpochSampler
 
 PREFETCH_FACTOR = 4  # batches that each worker reads ahead
+JUDGED_MASKS = 64  # of a data set, before it is used
 
 # Albumentations would look on the internet for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -311,11 +313,39 @@ class Loader(DataLoader):
 def check_readable(*datasets: CarvanaDataset) -> None:
     """Read the pairs that no cache has read yet; of several processes, each its shard.
 
+    Print what is odd about the masks.
+
+    Args:
+        datasets: that to train on and that to validate on, or one to score on.
+
     Raises:
-        UserError: naming all that cannot be read.
+        UserError: naming all that cannot be read, or what the masks cannot mean.
     """
     uncached = [dataset for dataset in datasets if dataset.cache is None]
     raise_all([result_or_error(_read_shard, dataset) for dataset in uncached])
+    for number, dataset in enumerate(datasets):
+        _judge_masks(dataset, training=number == 0 and len(datasets) > 1)
+
+
+def _judge_masks(dataset: CarvanaDataset, training: bool) -> None:
+    """Judge a sample of the masks; if a class seems to be missing, all of them."""
+    classes = dataset.reading.classes
+    step = -(-len(dataset) // JUDGED_MASKS)
+    sample = [_measure_target(dataset, index) for index in range(0, len(dataset), step)]
+    facts = sample
+    if not classes.single and find_ignored_class([row.pixels for row in sample], classes, training):
+        facts = [_measure_target(dataset, index) for index in range(len(dataset))]
+    for warning in judge_set(facts, classes, training):
+        if distributed.FIRST:
+            warn(f"warning: {dataset.pairs[0][1].parent}: {warning}")
+
+
+def _measure_target(dataset: CarvanaDataset, index: int) -> MaskFacts:
+    mask = dataset.read_target(index)
+    classes = dataset.reading.classes
+    if classes.single:
+        mask = (mask > 127).view(np.uint8)
+    return measure_mask(mask, classes)
 
 
 def _read_shard(dataset: CarvanaDataset) -> None:

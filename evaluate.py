@@ -28,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     options.add_pair_folders(parser, config.VAL_IMG_DIR, config.VAL_MASK_DIR)
     constants = options.read_constants(config)
     options.add_constants(parser, constants, ["MASK_SUFFIX", "BATCH_SIZE", "NUM_WORKERS"])
+    _add_mask_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write all scores there, image by image")
     options.add_device_option(parser)
     args = parser.parse_args()
@@ -41,6 +42,24 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def _add_mask_options(parser: argparse.ArgumentParser) -> None:
+    """Give a parser what masks can hold; a model is not bound to those it was trained on."""
+    parser.add_argument(
+        "--mask-values",
+        type=int,
+        nargs="+",
+        metavar="INT",
+        help="values in the masks' files, one for each class; of one class two: background and "
+        "foreground (default: those that the model was trained with)",
+    )
+    parser.add_argument(
+        "--mask-threshold",
+        type=int,
+        metavar="INT",
+        help="of soft masks of one class: levels over this, of 255, are foreground, such as 127",
+    )
+
+
 def main() -> None:
     """Score a model as the options say."""
     args = parse_args()
@@ -48,7 +67,9 @@ def main() -> None:
     import utils
 
     cfg = args.cfg
-    loading = utils.Loading(cfg.MASK_SUFFIX, cfg.BATCH_SIZE, cfg.NUM_WORKERS)
+    mask_constants = {"MASK_VALUES": args.mask_values, "MASK_THRESHOLD": args.mask_threshold}
+    given = {name: value for name, value in mask_constants.items() if value is not None}
+    loading = utils.Loading(cfg.MASK_SUFFIX, cfg.BATCH_SIZE, cfg.NUM_WORKERS, given)
     scores = utils.evaluate(args.model, args.images, args.masks, loading, args.device)
     if scores is None:  # of several processes the first one reports
         return

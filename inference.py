@@ -13,10 +13,10 @@ from pathlib import Path
 
 import config
 from carvana import options
-from carvana.errors import UserError, user_errors
+from carvana.errors import UserError, bullet_list, user_errors, warn
 from carvana.files import check_not_inputs
-from carvana.images import IMAGE_TYPES
 from carvana.matting import parse_background
+from carvana.opening import IMAGE_TYPES
 from carvana.photographs import ENDINGS, Photograph, find_photographs
 from carvana.submission_settings import run_settings, settings_of
 from carvana.threads import keep_freed_memory
@@ -172,12 +172,16 @@ def output_paths(out: str, photographs: Sequence[Photograph]) -> Iterator[Path]:
 def main() -> None:
     """Mask photographs as the options say."""
     args = parse_args()
-    photographs, failures = find_photographs(
+    photographs, failures, remarks = find_photographs(
         args.img, args.out, args.recursive, for_csv=bool(args.rle)
     )
     if not photographs:
         raise UserError("; ".join(failures))
     check_outputs(args, photographs)
+    for remark in remarks:
+        warn(f"warning: {remark}")
+    if failures:  # said now, and again at the end
+        warn(bullet_list(f"{len(photographs)} photographs, but not:", failures))
     if args.save:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     # torch takes seconds to import; what is wrong with the options has been reported by now.

@@ -31,7 +31,7 @@ from carvana.options import (
 )
 from carvana.preparing import FOLDERS, DataOptions, check, prepare, prepare_demo
 from carvana.rendering import ANGLES, PARTS, SetOptions
-from carvana.sources import folder_sources, open_sources
+from carvana.sources import open_sources
 from carvana.threads import keep_freed_memory
 
 MAX_DEMO_PIXELS = 1280 * 1918  # Carvana's own size
@@ -210,7 +210,7 @@ def main() -> None:
     if args.check:
         check(out, options)
     elif args.images:
-        prepare(out, partial(folder_sources, args.images, args.masks), options)
+        prepare(out, partial(open_sources, [args.images, args.masks]), options)
     else:
         prepare(out, partial(open_sources, args.source), options)
 

@@ -11,7 +11,7 @@ from carvana.checkpoint import load_network, save_checkpoint
 from carvana.device import find_device
 from carvana.evaluation import check_accuracy, save_predictions_as_imgs
 from carvana.exported import is_exported, load_exported
-from carvana.model_config import model_classes, model_config, network_size
+from carvana.model_config import mask_classes, model_config, network_size
 from carvana.pairs import MASK_SUFFIX
 from carvana.predicting import predict
 from carvana.weights import load_checkpoint
@@ -53,6 +53,7 @@ class Loading(NamedTuple):
     suffix: str = MASK_SUFFIX  # between a photograph's name and its mask's
     batch_size: int = 16
     num_workers: int = -1  # as many as this machine needs
+    mask_constants: dict[str, Any] | None = None  # MASK_VALUES, MASK_THRESHOLD; None: the model's
 
 
 def evaluate(
@@ -71,6 +72,7 @@ def evaluate(
     with distributed.process_group(find_device(device)) as own_device:
         model = load_model(path, own_device)
         trained = model_config(model)
+        classes = mask_classes(trained, loading.mask_constants or {})
         dataset = CarvanaDataset(
             image_dir,
             mask_dir,
@@ -78,7 +80,7 @@ def evaluate(
             size=network_size(trained),
             channels=trained["IN_CHANNELS"],
             mask_resize=trained["MASK_RESIZE"],
-            classes=model_classes(model),
+            classes=classes,
             suffix=loading.suffix,
         )
         check_readable(dataset)

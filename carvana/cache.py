@@ -107,7 +107,7 @@ def _find_files(folder: Path, pairs: Sequence[Pair], reading: Reading) -> tuple[
         "size": reading.size,
         "channels": reading.channels,
         "mask_resize": reading.mask_resize,
-        "labels": None if reading.classes.single else reading.classes,
+        "labels": reading.classes.labels,
     }
     name = f"{source.name}-{_digest([str(source), str(pairs[0][1].parent), settings])}"
     path = folder / f"{name}-{_digest(state)}.npy"

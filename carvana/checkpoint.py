@@ -53,7 +53,15 @@ NETWORK_CONSTANTS = (
     "IGNORE_INDEX",
 )
 # Scores measured with other values of these do not compare.
-SCORING_CONSTANTS = {"VAL_IMG_DIR", "VAL_MASK_DIR", "MASK_SUFFIX", "MASK_RESIZE", "THRESHOLD"}
+SCORING_CONSTANTS = {
+    "VAL_IMG_DIR",
+    "VAL_MASK_DIR",
+    "MASK_SUFFIX",
+    "MASK_VALUES",
+    "MASK_THRESHOLD",
+    "MASK_RESIZE",
+    "THRESHOLD",
+}
 OPTIMIZER_STATES = (  # what an optimizer keeps for a parameter
     {"step", "exp_avg", "exp_avg_sq"},
     {"momentum"},

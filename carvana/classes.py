@@ -10,6 +10,7 @@ ORANGE = (230, 159, 0)
 BLUE = (0, 114, 178)
 PINK = (204, 121, 167)
 IGNORED_COLOR = (224, 224, 192)
+NO_CLASS = 255  # the largest index, which no class has
 Color = tuple[int, int, int]
 
 
@@ -24,15 +25,29 @@ class Classes(NamedTuple):
     names: tuple[str, ...] = ("car",)
     palette: tuple[Color, ...] = ()  # (r, g, b) of each; one more is that of ignored pixels
     ignore: int = 255  # index of pixels that are neither trained on nor scored
+    values: tuple[int, ...] = ()  # in masks' files, of each class; empty: 0, 1, 2...
+    stored_ignore: int | None = None  # in masks' files, of pixels to ignore; None: `ignore`
+    threshold: int = -1  # of a single class: levels over it are foreground; -1: two values only
 
     @classmethod
     def from_constants(cls, constants: Mapping) -> "Classes":
-        """Return the classes that the constants CLASSES, PALETTE and IGNORE_INDEX describe."""
+        """Return what CLASSES, PALETTE, IGNORE_INDEX, MASK_VALUES and MASK_THRESHOLD describe.
+
+        Masks of several classes hold places in CLASSES. If 0 is to be ignored, the first class
+        is 1 in the files, though its index stays 0.
+        """
         names = tuple(constants["CLASSES"])
+        values = tuple(constants.get("MASK_VALUES", ()))
         if len(names) == 1:
-            return cls(names)
+            threshold = constants.get("MASK_THRESHOLD", -1)
+            return cls(names, values=values, threshold=threshold)
         palette = tuple(tuple(bytes.fromhex(color[1:])) for color in constants["PALETTE"])
-        return cls(names, palette, constants["IGNORE_INDEX"])
+        ignored = constants["IGNORE_INDEX"]
+        if ignored == 0 and not values:
+            values = tuple(range(1, len(names) + 1))
+        if ignored >= len(names):
+            return cls(names, palette, ignored, values)
+        return cls(names, palette, NO_CLASS, values, ignored)
 
     @property
     def single(self) -> bool:
@@ -40,9 +55,23 @@ class Classes(NamedTuple):
         return len(self.names) == 1
 
     @property
+    def ignored_value(self) -> int:
+        """Return the value in masks' files of pixels to ignore; a class may have it instead."""
+        return self.ignore if self.stored_ignore is None else self.stored_ignore
+
+    @property
     def count(self) -> int:
         """Return how many values a mask tells apart: the rows of the confusion matrix."""
         return max(2, len(self.names))
+
+    @property
+    def labels(self) -> tuple | None:
+        """Return all that decides what a mask's values are read as; None for 0 and 1 alone."""
+        reading = (self.values, self.stored_ignore, self.threshold)
+        is_plain = reading == ((), None, -1)
+        if is_plain:
+            return None if self.single else self[:3]
+        return tuple(self)
 
     @property
     def foreground_name(self) -> str:

@@ -118,8 +118,11 @@ def fit_height(size: Size, height: int) -> Size:
 # ---------------------------------------------------------------- files
 
 
-def save_picture(picture: np.ndarray, path: str | Path) -> None:
+def save_picture(picture: np.ndarray, path: str | Path, **metadata: Any) -> None:
     """Write a picture, uint8 (H, W, 3) or (H, W, 4), to a .png or .jpg.
+
+    Args:
+        metadata: what Pillow saves beside the pixels.
 
     Raises:
         UserError: it cannot be written, or is too large for a JPEG.
@@ -135,7 +138,7 @@ def save_picture(picture: np.ndarray, path: str | Path) -> None:
     else:
         options = {"compress_level": 1}
     with replacing(path) as temporary:
-        write_image(Image.fromarray(picture), temporary, **options)
+        write_image(Image.fromarray(picture), temporary, **options, **metadata)
 
 
 def save_mask(mask: np.ndarray, path: str | Path, classes: Classes) -> None:

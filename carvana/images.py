@@ -7,21 +7,41 @@ import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from carvana.classes import SINGLE, Classes
 from carvana.errors import UserError, bullet_list, error_summary, one_line, plural, result_or_error
 from carvana.files import file_stamp
+from carvana.mask_values import (
+    MOST_CLASS_VALUES,
+    NOISE,
+    MaskFacts,
+    StoredValues,
+    UnknownValues,
+    WrongValues,
+    advise,
+    border_of,
+    class_indices,
+    count_values,
+    distinct_values,
+    is_widespread,
+    list_values,
+    measure_mask,
+    split_levels,
+    split_values,
+    threshold_levels,
+)
+from carvana.metadata import saving_options, srgb_transform
+from carvana.opening import IMAGE_TYPES as IMAGE_TYPES
+from carvana.opening import open_picture
 from carvana.threads import map_in_threads
 
-READER_VERSION = 3  # raise it whenever the reader returns something else for the same file
-IMAGE_TYPES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
-MASK_TYPES = (".gif", ".png", ".bmp", ".tif", ".tiff")  # all of them keep each value as it is
-PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF")  # others may run programs
+READER_VERSION = 5  # raise it whenever the reader returns something else for the same file
+MASK_TYPES = (".gif", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".webp")
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -33,7 +53,11 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
     8: Image.Transpose.ROTATE_90,
 }
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by the number of channels
-SHOWN_VALUES = 3  # of a mask's wrong values, how many a message lists
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")  # of pictures with an alpha channel
+LOSSY_FORMATS = ("JPEG", "WEBP")  # WebP can also be lossless
+PLACE_VALUES = [65536, 256, 1]  # of red, green and blue in a color's number
+MOST_ADVISERS = 300  # masks that a message looks at to tell what to set
+LISTED_FILES = 20  # masks with wrong values that a message names
 Size = tuple[int, int]  # (height, width)
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, sizes within the limit
@@ -81,17 +105,18 @@ def read_all(
     with contextlib.closing(results):
         for result in results:
             if isinstance(result, UserError):
-                errors.append(str(result))
+                errors.append(result)
             elif not errors:
                 yield result
     if errors:
-        raise UserError(
-            bullet_list(
-                f"{len(errors)} of {len(pairs)} pairs in {str(folder)!r} cannot be read; put them "
-                "right, or let prepare_data.py --skip-bad leave them out",
-                errors,
-            )
+        headline = (
+            f"{len(errors)} of {len(pairs)} pairs in {str(folder)!r} cannot be read; put them "
+            "right, or let prepare_data.py --skip-bad leave them out"
         )
+        advice, lines = explain_wrong_values(errors, [mask for _, mask in pairs], reading.classes)
+        if advice:
+            lines.insert(0, advice)
+        raise UserError(bullet_list(headline, lines))
 
 
 # ---------------------------------------------------------------- opening
@@ -103,16 +128,17 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise ValueError("a folder or a device, not a file")
-        with Image.open(path, formats=PILLOW_FORMATS) as image:
-            # An MPO is a camera's JPEG with a preview behind the picture.
-            if getattr(image, "is_animated", False) and image.format != "MPO":
+        with open_picture(path) as image:
+            # A camera's JPEG (MPO) or HEIC has previews behind the picture.
+            if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
                 raise ValueError(f"{image.n_frames} pictures in one file; save the one that counts")
             yield image
     except Exception as error:  # a hostile file can raise nearly anything inside a decoder
         reason = error_summary(error)
-        if "cannot identify" in str(error):
-            reason = f"not a picture in one of the formats {' '.join(PILLOW_FORMATS)}"
-        raise UserError(f"{one_line(path)}: cannot be read ({reason})") from error
+        reason = f"cannot be read ({reason})"
+        if isinstance(error, WrongValues) and not isinstance(error, UnknownValues):
+            reason = str(error)
+        raise UserError(f"{one_line(path)}: {reason}") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -171,7 +197,8 @@ def read_image(path: str | Path, size: Size | None = None, channels: int = 3) ->
     """Read a picture as it is shown (EXIF orientation applied).
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 as long as that leaves twice the size asked for. 16 bits
-    are divided by 257, CMYK and palettes are converted, alpha is dropped.
+    are divided by 257, CMYK and palettes are converted, alpha is dropped. Colors that the file's
+    profile describes become those of sRGB.
 
     Args:
         size: (H, W) to scale to; None for the picture's own.
@@ -186,19 +213,33 @@ def read_image(path: str | Path, size: Size | None = None, channels: int = 3) ->
     mode = PILLOW_MODES[channels]
     with _opened(path) as image:
         orientation = _orientation(image)
+        to_srgb = srgb_transform(image)
+        stored_mode = to_srgb.input_mode if to_srgb else mode
         box = None
         if size is not None:
             height, width = size[::-1] if orientation > 4 else size
-            box = _draft(image, mode, width, height)
+            box = _draft(image, stored_mode, width, height)
         deep = _deep_levels(image)
         if deep is not None:
             image = Image.fromarray(np.round(deep / 257).astype(np.uint8))
-        image = image.convert(mode)
+        image = image.convert(stored_mode)
         if size is not None:
             image = _scaled(image, width, height, box)
+        if to_srgb:
+            image = ImageCms.applyTransform(image, to_srgb).convert(mode)
         if orientation > 1:
             image = image.transpose(UPRIGHT[orientation])
         return np.array(image).reshape(image.height, image.width, channels)
+
+
+def read_saving_options(path: str | Path) -> dict[str, Any]:
+    """Return what Pillow saves with a picture that read_image and a mask have made.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _opened(path) as image:
+        return saving_options(image, turned=_orientation(image) > 4)
 
 
 def _draft(image: Image.Image, mode: str, width: int, height: int) -> tuple | None:
@@ -235,7 +276,7 @@ def read_target(
 ) -> np.ndarray:
     """Read a mask as training takes it: read_mask of a single class, else read_labels."""
     if classes.single:
-        return read_mask(path, size, resize)
+        return read_mask(path, size, resize, classes)
     return read_labels(path, classes, size, resize)
 
 
@@ -247,10 +288,13 @@ def read_hard_mask(path: str | Path, classes: Classes, size: Size | None = None)
     return target
 
 
-def read_mask(path: str | Path, size: Size | None = None, resize: str = "area") -> np.ndarray:
+def read_mask(
+    path: str | Path, size: Size | None = None, resize: str = "area", classes: Classes = SINGLE
+) -> np.ndarray:
     """Read a mask of a single class, in any of the formats in use.
 
-    Foreground is what lies above the middle of the range, or 1 where 1 is the largest value.
+    It holds two values: foreground is what lies above the middle of the range, or 1 where 1 is
+    the largest value. Other values need classes.values or classes.threshold.
 
     Args:
         size: (H, W) to scale to; None for the mask's own (only 0 and 255 occur then).
@@ -261,9 +305,10 @@ def read_mask(path: str | Path, size: Size | None = None, resize: str = "area") 
         uint8 (H, W), the covered share of each pixel in 1/255.
 
     Raises:
-        UserError: it cannot be read, or all its values are background but some are over 1.
+        UserError: it cannot be read, or it is not clear which of its values are foreground.
     """
-    return _read_values(path, _foreground_of, size, resize, _resize_by_area)
+    decode = functools.partial(_foreground_of, classes=classes)
+    return _read_values(path, decode, size, resize, _resize_by_area)
 
 
 def read_labels(
@@ -325,8 +370,61 @@ def _resize_by_majority(indices: np.ndarray, size: Size) -> np.ndarray:
     return result
 
 
-def _foreground_of(image: Image.Image) -> np.ndarray:
-    return _foreground(_gray_levels(image))
+def _foreground_of(image: Image.Image, classes: Classes) -> np.ndarray:
+    """Return uint8 (H, W) of 0 and 255. Raises WrongValues if it is not clear which is which."""
+    image, alpha = _resolve_alpha(image)
+    try:
+        if classes.values:
+            foreground = split_values(_stored_levels(image), classes.values)
+        elif classes.threshold >= 0:
+            if image.mode == "P":
+                image = image.convert("L")
+            foreground = threshold_levels(_gray_levels(image), classes.threshold)
+        else:
+            foreground = split_levels(_gray_levels(image))
+    except WrongValues as error:
+        remark = _format_remark(image)
+        if alpha is not None:
+            remark += "; its alpha channel varies too: save the one that is the mask as gray"
+        raise WrongValues(f"{error}{remark}") from error
+    if alpha is not None and not np.array_equal(foreground > 0, alpha > 127):
+        raise WrongValues(
+            "its colors and its alpha channel show different masks; save the one that counts as "
+            "gray, without alpha"
+        )
+    return foreground
+
+
+def _format_remark(image: Image.Image) -> str:
+    """Return what a mask's format has to do with its values, "" if nothing."""
+    if image.format in LOSSY_FORMATS:
+        return f"; it is a {image.format}, which blends values at edges"
+    if image.mode == "P":
+        return f" (indices of its palette: {list_values(distinct_values(np.asarray(image)))})"
+    return ""
+
+
+def _resolve_alpha(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
+    """Return the part of a mask's picture that is the mask: its colors, or its alpha channel.
+
+    Alpha is the mask where it varies and the colors do not. Constant alpha says nothing, unless
+    all is transparent and of one color: that is an empty mask.
+
+    Returns:
+        the picture without what is no mask, and alpha as well, (H, W), where both vary.
+    """
+    if image.mode not in ALPHA_MODES and "transparency" not in image.info:
+        return image, None
+    whole = image.convert("RGBA")
+    alpha = whole.getchannel("A")
+    lowest, highest = alpha.getextrema()
+    if lowest == 255:
+        return image, None
+    if all(low == high for low, high in whole.convert("RGB").getextrema()):
+        return alpha, None
+    if lowest == highest:
+        return image, None
+    return image, np.asarray(alpha)
 
 
 def _gray_levels(image: Image.Image) -> np.ndarray:
@@ -343,70 +441,59 @@ def _gray_levels(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("L")) if deep is None else deep
 
 
-def _foreground(levels: np.ndarray) -> np.ndarray:
-    """Return uint8 (H, W) of 0 and 255 for gray levels.
-
-    Raises:
-        ValueError: some levels are over 1 but all are background; most likely class numbers.
-    """
-    highest = levels.max()
-    middle = np.iinfo(levels.dtype).max // 2
-    if 1 < highest <= middle:
-        raise ValueError(
-            f"its largest value is {highest}; expected 1 or over {middle} for foreground, "
-            "or CLASSES named, of which the values are numbers"
-        )
-    if highest == 1:
-        middle = 0
-    _, mask = cv2.threshold(levels, middle, 255, cv2.THRESH_BINARY)
-    return mask.astype(np.uint8, copy=False)
+def _stored_levels(image: Image.Image) -> np.ndarray:
+    """Return a mask's values as they are stored, (H, W); gray levels of a colored one."""
+    levels = _deep_levels(image)
+    if levels is not None:
+        return levels
+    return np.asarray(image if image.mode in ("P", "1") else image.convert("L"))
 
 
 def _class_indices(image: Image.Image, classes: Classes) -> np.ndarray:
-    """Return uint8 (H, W) of class indices. Raises ValueError for values that are no class."""
-    if classes.palette:
-        return _indices_of_colors(image, classes)
-    levels = _deep_levels(image)
-    if levels is None:
-        levels = np.asarray(image if image.mode in ("P", "1") else image.convert("L"))
-    if image.mode.startswith(("RGB", "CMYK", "YCbCr")):
-        colors = np.asarray(image.convert("RGB"))
-        if np.ptp(colors, axis=2).any():
-            raise ValueError("it is colored, and PALETTE is empty; set it to the classes' colors")
-    unknown = (levels >= len(classes.names)) & (levels != classes.ignore)
-    if unknown.any():
-        counts = _count_values(levels[unknown], "value {}")
-        raise ValueError(
-            f"{counts}: CLASSES has {len(classes.names)} names, 0 to {len(classes.names) - 1}; "
-            "add names, set PALETTE, or IGNORE_INDEX to the value"
-        )
-    return levels.astype(np.uint8)
+    """Return uint8 (H, W) of class indices. Raises UnknownValues for values that are no class."""
+    try:
+        if classes.palette:
+            return _indices_of_colors(image, classes)
+        return _indices_of_values(image, classes)
+    except UnknownValues as error:
+        if image.format in LOSSY_FORMATS:
+            raise UnknownValues(f"{error}{_format_remark(image)}") from error
+        raise
+
+
+def _indices_of_values(image: Image.Image, classes: Classes) -> np.ndarray:
+    """Return uint8 (H, W) of class indices of a mask that holds numbers."""
+    if image.mode != "P":  # a transparent index is a class like others
+        image, _ = _resolve_alpha(image)
+    levels = _stored_levels(image)
+    if _is_colored(image):
+        raise UnknownValues("it is colored, and PALETTE is empty; set it to the classes' colors")
+    return class_indices(levels, classes)
+
+
+def _is_colored(image: Image.Image) -> bool:
+    """Return whether a mask's pixels have colors of their own, which are not all gray."""
+    if not image.mode.startswith(("RGB", "CMYK", "YCbCr")):
+        return False
+    return bool(np.ptp(np.asarray(image.convert("RGB")), axis=2).any())
 
 
 def _indices_of_colors(image: Image.Image, classes: Classes) -> np.ndarray:
     """Return uint8 (H, W) of class indices of a colored mask, by classes.palette."""
-    place_values = [65536, 256, 1]
-    colors = np.asarray(image.convert("RGB")).astype(np.int32) @ place_values
-    known = np.array(classes.palette) @ place_values
+    colors = _color_numbers(image)
+    known = np.array(classes.palette) @ PLACE_VALUES
     order = np.argsort(known)
     places = order[np.searchsorted(known, colors, sorter=order).clip(max=len(known) - 1)]
     unknown = known[places] != colors
     if unknown.any():
-        counts = _count_values(colors[unknown], "color #{:06x}")
-        raise ValueError(f"{counts}: no color of PALETTE; add it")
+        counts = count_values(colors[unknown], "color #{:06x}")
+        raise UnknownValues(f"{counts}: no color of PALETTE; add it")
     return np.where(places < len(classes.names), places, classes.ignore).astype(np.uint8)
 
 
-def _count_values(values: np.ndarray, template: str) -> str:
-    """Return "3 pixels of value 7, 1 pixel of value 9" for the first different values."""
-    distinct, counts = np.unique(values, return_counts=True)
-    shown = zip(distinct[:SHOWN_VALUES], counts[:SHOWN_VALUES], strict=True)
-    text = ", ".join(
-        f"{plural(count, 'pixel')} of {template.format(value)}" for value, count in shown
-    )
-    if len(distinct) > SHOWN_VALUES:
-        text += f" and of {len(distinct) - SHOWN_VALUES} other values"
-    return text
+def _color_numbers(image: Image.Image) -> np.ndarray:
+    """Return the colors of a picture as numbers, int64 (H, W): 0xff0000 is red."""
+    return np.asarray(image.convert("RGB")).astype(np.int32) @ PLACE_VALUES
 
 
 # ---------------------------------------------------------------- checking
@@ -422,34 +509,79 @@ def check_photograph(path: str | Path) -> Size:
     return size
 
 
-def check_mask(path: str | Path, classes: Classes) -> tuple[Size, str, bool]:
-    """Read a mask to its end.
-
-    Returns:
-        Its (height, width), what is wrong with its values ("": nothing), and whether it is a
-        single class's mask without foreground.
+def check_mask(path: str | Path, classes: Classes) -> tuple[Size, MaskFacts]:
+    """Read a mask to its end; return its (height, width) and what it says.
 
     Raises:
-        UserError: it is damaged, or holds values that are none of several classes.
+        UserError: it is damaged, or holds values that mean nothing.
     """
     with _opened(path) as image:
         size = _upright_size(image)
-        if not classes.single:
-            _class_indices(image, classes)
-            return size, "", False
-        levels = _gray_levels(image)
-        values = _count_distinct(levels)
-        if values > 2:
-            fault = (
-                f"{values} different values in the mask (expected 2: background and foreground; "
-                "for more, name CLASSES)"
-            )
-            return size, fault, False
-        return size, "", not _foreground(levels).any()
+        if classes.single:
+            mask = _foreground_of(image, classes) & np.uint8(1)
+        else:
+            mask = _class_indices(image, classes)
+        return size, measure_mask(mask, classes)
 
 
-def _count_distinct(levels: np.ndarray) -> int:
-    """Return how many different levels there are."""
-    if levels.dtype == np.uint8:  # much faster than np.unique
-        return sum(count > 0 for count in Image.fromarray(levels).histogram())
-    return len(np.unique(levels))
+def stored_values(path: str | Path) -> StoredValues:
+    """Return the values of a mask's file, whatever they mean.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    with _opened(path) as image:
+        is_lossy = image.format in LOSSY_FORMATS
+        image, _ = _resolve_alpha(image)
+        levels = _stored_levels(image)
+        if levels.dtype == bool:
+            levels = levels.view(np.uint8)
+        colors = ()
+        if _is_colored(image):
+            counts = image.convert("RGB").getcolors(MOST_CLASS_VALUES) or ()
+            colors = tuple(f"#{bytes(color).hex()}" for _, color in counts)
+        gray = _gray_levels(image)
+    unit = np.iinfo(gray.dtype).max / 255
+    hard = (gray <= NOISE * unit) | (gray >= (255 - NOISE) * unit)
+    return StoredValues(
+        values=tuple(distinct_values(levels)),
+        colors=colors,
+        at_border=int(np.bincount(border_of(levels)).argmax()),
+        hard_share=float(hard.mean()),
+        flat_share=float((levels[:, 1:] == levels[:, :-1]).mean()) if levels.size > 1 else 1.0,
+        is_lossy=is_lossy,
+    )
+
+
+def explain_wrong_values(
+    errors: Sequence[UserError], masks: Sequence[Path], classes: Classes
+) -> tuple[str, list[str]]:
+    """Return what to set so that a set's masks can be read, and the errors in words.
+
+    Errors of masks with wrong values are listed only as far as they help. What to set is "" where
+    few masks have them.
+
+    Args:
+        masks: of the whole set, also those without an error.
+    """
+    wrong = [error for error in errors if isinstance(error.__cause__, WrongValues)]
+    if not wrong:
+        return "", [str(error) for error in errors]
+    lines = [str(error) for error in errors if error not in wrong[LISTED_FILES:]]
+    if len(wrong) > LISTED_FILES:
+        lines.append(f"and {plural(len(wrong) - LISTED_FILES, 'mask')} more with such values")
+    return advise_on_files(masks, classes, len(wrong)), lines
+
+
+def advise_on_files(masks: Sequence[Path], classes: Classes, wrong_masks: int) -> str:
+    """Return what to set so that a set's masks can be read, "" if that is not clear.
+
+    Args:
+        wrong_masks: how many of them hold wrong values.
+    """
+    if not is_widespread(wrong_masks, len(masks)):
+        return ""
+    read = functools.partial(result_or_error, stored_values)
+    step = -(-len(masks) // MOST_ADVISERS)
+    results = map_in_threads(read, masks[::step], "looking for the masks' values", " masks")
+    return advise([result for result in results if isinstance(result, StoredValues)], classes)

@@ -28,7 +28,7 @@ from carvana.errors import (
     result_or_error,
     warn,
 )
-from carvana.images import picture_size, read_image
+from carvana.images import picture_size, read_image, read_saving_options
 from carvana.matting import composite, matte
 from carvana.model_config import logit_threshold, model_classes, model_config, network_size
 from carvana.photographs import BACKGROUND, CUTOUT, MASK, OVERLAY, Photograph
@@ -315,8 +315,9 @@ def _write_pictures(
             pictures[CUTOUT] = np.dstack([colors, alpha])
         if options.background is not None:
             pictures[BACKGROUND] = composite(colors, alpha, options.background)
+    metadata = read_saving_options(photograph.path)
     for ending, picture in pictures.items():
         path = photograph.output_path(options.out, ending)
-        save_picture(picture, path)
+        save_picture(picture, path, **metadata)
         written.append(path)
     return written

@@ -4,8 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from carvana.classes import Classes
-from carvana.errors import one_line
+from carvana.classes import NO_CLASS, Classes
+from carvana.errors import UserError
 from carvana.schema import (
     SHOWN_LENGTH,
     ByteValue,
@@ -13,6 +13,8 @@ from carvana.schema import (
     ChannelStds,
     ClassNames,
     MaskResize,
+    MaskThreshold,
+    MaskValues,
     Palette,
     PixelBlock,
     Precision,
@@ -20,6 +22,7 @@ from carvana.schema import (
     Threshold,
     check,
     parse_annotation,
+    short,
 )
 
 MAX_CLASSES = 255  # a mask's values are bytes, and one of them may be that of ignored pixels
@@ -44,6 +47,8 @@ MODEL_CONSTANTS = {
     "CLASSES": ModelConstant(ClassNames, ["car"]),
     "PALETTE": ModelConstant(Palette, []),
     "IGNORE_INDEX": ModelConstant(ByteValue, 255),
+    "MASK_VALUES": ModelConstant(MaskValues, []),
+    "MASK_THRESHOLD": ModelConstant(MaskThreshold, -1),
 }
 TUTORIAL_DEFAULTS = {name: constant.tutorial_value for name, constant in MODEL_CONSTANTS.items()}
 
@@ -65,6 +70,31 @@ def model_config(model: Any) -> dict[str, Any]:
 def model_classes(model: Any) -> Classes:
     """Return the classes that a model tells apart."""
     return Classes.from_constants(model_config(model))
+
+
+def mask_classes(config: Mapping, changes: Mapping) -> Classes:
+    """Return a model's classes, for masks that hold other values than those it was trained on.
+
+    Args:
+        config: the model's constants.
+        changes: MASK_VALUES or MASK_THRESHOLD, each of which replaces both of the model's.
+
+    Raises:
+        UserError: they are not valid, or not for as many classes.
+    """
+    defaults = {name: TUTORIAL_DEFAULTS[name] for name in ("MASK_VALUES", "MASK_THRESHOLD")}
+    constants = TUTORIAL_DEFAULTS | dict(config)
+    if changes:
+        constants |= defaults | dict(changes)
+    try:
+        for name, value in changes.items():
+            check(value, parse_annotation(MODEL_CONSTANTS[name].type))
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+    faults = class_faults(constants)
+    if changes and faults:
+        raise UserError("; ".join(faults))
+    return Classes.from_constants(constants)
 
 
 def network_size(config: Mapping) -> tuple[int, int]:
@@ -93,7 +123,7 @@ def check_model_config(config: Mapping, channels: int) -> dict[str, Any]:
         try:
             known[name] = check(value, parse_annotation(MODEL_CONSTANTS[name].type))
         except ValueError:
-            faults.append(f"{name} is {one_line(repr(value))[:SHOWN_LENGTH]}")
+            faults.append(f"{name} is {short(value)}")
     if not faults:
         complete = TUTORIAL_DEFAULTS | known | {"IN_CHANNELS": channels}
         faults = channel_faults(complete) + class_faults(complete)
@@ -114,18 +144,49 @@ def channel_faults(constants: Mapping) -> list[str]:
 
 
 def class_faults(constants: Mapping) -> list[str]:
-    """Return what is wrong with CLASSES, PALETTE and IGNORE_INDEX together, in words."""
+    """Return what is wrong with CLASSES and the constants that say what masks hold, in words."""
     names = constants["CLASSES"]
     faults = []
     if len(set(names)) < len(names) or len(names) > MAX_CLASSES or not all(names):
         shown = " ".join(names)[:SHOWN_LENGTH]
         faults.append(f"CLASSES: expected 1 to {MAX_CLASSES} different names, found {shown}")
-    faults += _palette_faults(constants["PALETTE"], len(names))
-    ignore = constants["IGNORE_INDEX"]
-    if len(names) > 1 and ignore < len(names):
+    if len(names) == 1 and names[0].isdigit():
         faults.append(
-            f"IGNORE_INDEX: {ignore} is the class {names[ignore]}; expected {len(names)}..255"
+            f"CLASSES: expected the classes' names, such as background road sky, found {names[0]}"
         )
+    faults += _palette_faults(constants["PALETTE"], len(names))
+    faults += _value_faults(constants, len(names))
+    ignore = constants["IGNORE_INDEX"]
+    places_are_values = bool(constants["PALETTE"]) or (ignore > 0 and not constants["MASK_VALUES"])
+    if len(names) > 1 and ignore < len(names) and places_are_values:
+        faults.append(
+            f"IGNORE_INDEX: {ignore} is the class {names[ignore]}; expected {len(names)}..255, or "
+            "0 where the classes count from 1, or MASK_VALUES set to the classes' values"
+        )
+    return faults
+
+
+def _value_faults(constants: Mapping, class_count: int) -> list[str]:
+    """Return what is wrong with MASK_VALUES and MASK_THRESHOLD, in words."""
+    values = constants["MASK_VALUES"]
+    faults = []
+    if constants["MASK_THRESHOLD"] >= 0 and (class_count > 1 or values):
+        faults.append(
+            "MASK_THRESHOLD: expected -1 with several CLASSES or with MASK_VALUES, which say "
+            f"what each value is, found {constants['MASK_THRESHOLD']}"
+        )
+    if not values:
+        return faults
+    expected = max(2, class_count)
+    if len(values) != expected or len(set(values)) < expected:
+        subject = "background and foreground" if class_count == 1 else f"{class_count} classes"
+        shown = " ".join(map(str, values))[:SHOWN_LENGTH]
+        faults.append(f"MASK_VALUES: expected {expected} values, of {subject}, found {shown}")
+    if constants["PALETTE"]:
+        faults.append("MASK_VALUES: expected none with PALETTE, which says what each color is")
+    ignore = constants["IGNORE_INDEX"]
+    if class_count > 1 and ignore in values and ignore != NO_CLASS:
+        faults.append(f"MASK_VALUES: {ignore} is IGNORE_INDEX; leave it out, or set that to 255")
     return faults
 
 

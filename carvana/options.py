@@ -12,10 +12,20 @@ from typing import Any, NamedTuple, NoReturn
 from carvana.errors import UserError, one_line
 from carvana.model_config import channel_faults, class_faults
 from carvana.schema import ValueType, check, parse, parse_annotation, plain_annotation
+from carvana.synonyms import describe_unknown
 
 PRETRAINED_WEIGHTS = Path(__file__).parent.parent / "weights" / "carvana.pth.tar"
-DATA_CONSTANTS = ("MASK_SUFFIX", "GROUP_REGEX", "CLASSES", "PALETTE", "IGNORE_INDEX")
+DATA_CONSTANTS = (
+    "MASK_SUFFIX",
+    "GROUP_REGEX",
+    "CLASSES",
+    "PALETTE",
+    "IGNORE_INDEX",
+    "MASK_VALUES",
+    "MASK_THRESHOLD",
+)
 DEVICES = ("auto", "cuda", "mps", "cpu")
+OPTION = re.compile("--?[A-Za-z]")
 
 
 class Constant(NamedTuple):
@@ -84,6 +94,12 @@ class OptionParser(argparse.ArgumentParser):
     """A parser that answers wrong options with a UserError instead of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
+        _, _, words = message.partition("unrecognized arguments: ")
+        unknown = [word for word in words.split() if OPTION.match(word)]
+        if unknown:
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            answers = [describe_unknown(word, options) for word in unknown]
+            message = "; ".join(answers)
         raise UserError(f"{one_line(message)}; --help lists the options")
 
 
@@ -198,7 +214,7 @@ def load(
     add_constants(parser, constants, constants)
     args, unknown = parser.parse_known_args(argv)
     options = [option_name(name) for name in constants] + ["--preset"]
-    problems = [_unknown_name(word, options) for word in unknown if word.startswith("--")]
+    problems = [describe_unknown(word, options) for word in unknown if OPTION.match(word)]
     if unknown and not problems:
         problems.append(
             f"{' '.join(unknown)!r} belongs to no option; set a constant by --its-name value"
@@ -226,7 +242,8 @@ def resolve(
     problems = list(problems)
     preset = given.get("preset")
     if preset is not None and preset not in config.PRESETS:
-        problems.append(_unknown_name(preset, list(config.PRESETS), "preset "))
+        nearest = difflib.get_close_matches(preset, config.PRESETS, n=1, cutoff=0.0)[0]
+        problems.append(f"there is no preset {preset}; the nearest is {nearest}")
     values = {name: constant.value for name, constant in constants.items()}
     values |= config.PRESETS.get(base_preset, {}) | config.PRESETS.get(preset, {})
     for name, constant in constants.items():
@@ -262,8 +279,3 @@ def _by_option(fault: str, given: dict[str, Any]) -> str:
     if given.get(name) is None:
         return fault
     return option_name(name) + colon + description
-
-
-def _unknown_name(word: str, names: Sequence[str], kind: str = "") -> str:
-    nearest = difflib.get_close_matches(word.split("=")[0], names, n=1, cutoff=0.0)[0]
-    return f"there is no {kind}{word}; the nearest is {nearest}"

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from carvana.classes import Classes
 from carvana.errors import (
@@ -22,6 +23,7 @@ from carvana.images import (
     check_photograph,
     picture_size,
 )
+from carvana.mask_values import MaskFacts, WrongValues
 
 MASK_SUFFIX = "_mask"  # Carvana's, between a photograph's name and its mask's
 CAR_REGEX = "([0-9a-f]{12})_(0[1-9]|1[0-6])"  # a Carvana name: car and angle
@@ -172,27 +174,44 @@ def check_folders(*folders: tuple[str, str], suffix: str = MASK_SUFFIX) -> None:
 # ---------------------------------------------------------------- by content
 
 
+class PairCheck(NamedTuple):
+    """What a look at a pair's files brings to light."""
+
+    faults: list[str]  # what is wrong, in words
+    warnings: list[str]  # what is odd, in words
+    facts: MaskFacts | None  # None if the mask cannot be read
+    wrong_values: bool  # whether the mask's values mean nothing
+
+
 def check_pair(image_path: Path, mask_path: Path, classes: Classes) -> tuple[list[str], list[str]]:
     """Read both files to their end; return (what is wrong, what is odd) in words."""
+    check = inspect_pair(image_path, mask_path, classes)
+    return check.faults, check.warnings
+
+
+def inspect_pair(image_path: Path, mask_path: Path, classes: Classes) -> PairCheck:
+    """Read both files to their end."""
     faults = []
     warnings = []
     sizes = []
+    facts = None
+    wrong_values = False
     try:
         sizes.append(check_photograph(image_path))
     except UserError as error:
         faults.append(_by_name(error, image_path))
     try:
-        mask_size, fault, empty = check_mask(mask_path, classes)
+        mask_size, facts = check_mask(mask_path, classes)
         sizes.append(mask_size)
-        if fault:
-            faults.append(f"{one_line(mask_path.name)}: {fault}")
-        if empty:
-            warnings.append(f"{one_line(mask_path.name)}: empty mask")
+        if classes.single and facts.share in (0, 1):
+            oddity = "all of the mask is foreground" if facts.share else "empty mask"
+            warnings.append(f"{one_line(mask_path.name)}: {oddity}")
     except UserError as error:
         faults.append(_by_name(error, mask_path))
+        wrong_values = isinstance(error.__cause__, WrongValues)
     if len(sizes) == 2:
         faults += size_faults(image_path, sizes[0], mask_path, sizes[1])
-    return faults, warnings
+    return PairCheck(faults, warnings, facts, wrong_values)
 
 
 def _by_name(error: UserError, path: Path) -> str:

@@ -2,13 +2,15 @@
 
 import glob
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from carvana.errors import one_line
 from carvana.files import same_file
-from carvana.images import IMAGE_TYPES
+from carvana.naming import is_visible
+from carvana.opening import IMAGE_TYPES, describe_left_out, is_photograph
 
 WILDCARDS = "*?["
 MASK = "mask.png"  # endings of the files that are written for each photograph
@@ -32,7 +34,7 @@ class Photograph(NamedTuple):
 
 def find_photographs(
     words: Sequence[str], out: str | Path, recursive: bool = False, for_csv: bool = False
-) -> tuple[list[Photograph], list[str]]:
+) -> tuple[list[Photograph], list[str], list[str]]:
     """Find photographs.
 
     Args:
@@ -42,16 +44,20 @@ def find_photographs(
         for_csv: names in a csv must tell the photographs apart.
 
     Returns:
-        The photographs, and what was not found, in words.
+        The photographs; what was not found, in words; and what is no photograph in the folders
+        and patterns, in words.
     """
     photographs = []
     faults = []
+    remarks = []
     names = set()
     csv_names = set()
     for word in words:
-        files, fault = _find(word, Path(out), recursive)
+        files, left_out, fault = _find(word, Path(out), recursive)
         if fault:
             faults.append(fault)
+        elif left_out:
+            remarks.append(f"{one_line(word)}: left out {describe_left_out(left_out)}")
         for path, relative in files:
             name = _free_name(str(relative.with_suffix("")), names)
             names.add(name.lower())
@@ -64,31 +70,81 @@ def find_photographs(
                 continue
             csv_names.add(csv_name)
             photographs.append(Photograph(path, name, csv_name))
-    return photographs, faults
+    return photographs, faults, remarks
 
 
-def _find(word: str, out: Path, recursive: bool) -> tuple[list[tuple[Path, Path]], str | None]:
-    """Return (path, path below the folder) of what a word names, and what is wrong with it."""
+def _find(
+    word: str, out: Path, recursive: bool
+) -> tuple[list[tuple[Path, Path]], list[str], str | None]:
+    """Find what a word names.
+
+    Returns:
+        (path, path below the folder) of each photograph, the names of other files, and what is
+        wrong with the word.
+    """
     path = Path(word)
     if path.is_dir():
-        files = [(file, file.relative_to(path)) for file in _files_in(path, recursive, out)]
-        if files:
-            return files, None
-        advice = "" if recursive else "; --recursive looks into its sub-folders"
-        types = " ".join(IMAGE_TYPES)
-        return [], f"{one_line(path)}: no photographs in this folder ({types}){advice}"
+        paths, left_out = _files_in(path, recursive, out)
+        if paths:
+            return [(file, file.relative_to(path)) for file in paths], left_out, None
+        return [], left_out, _describe_empty(path, left_out, recursive)
     if path.exists():
-        return [(path, Path(path.name))], None
+        return [(path, Path(path.name))], [], None
     if any(letter in word for letter in WILDCARDS):
-        matches = [Path(match) for match in sorted(glob.glob(word, recursive=True))]
-        files = [(match, Path(match.name)) for match in matches if _is_photograph(match.name)]
-        return files, None if files else f"{one_line(word)}: no photograph matches this pattern"
-    return [], f"{one_line(path)}: cannot be read (No such file or directory)"
+        return _matches(word)
+    return [], [], _describe_missing(word)
 
 
-def _files_in(folder: Path, recursive: bool, out: Path) -> list[Path]:
-    """Return the photographs of a folder, sorted, without those below `out`."""
+def _matches(pattern: str) -> tuple[list[tuple[Path, Path]], list[str], str | None]:
+    """Return what _find does, of a pattern."""
     files = []
+    left_out = []
+    for match in map(Path, sorted(glob.glob(_pattern(pattern), recursive=True))):
+        if is_photograph(match.name):
+            files.append((match, Path(match.name)))
+        elif match.is_file() and is_visible(match.name):
+            left_out.append(match.name)
+    fault = None
+    if not files:
+        fault = f"{one_line(pattern)}: no photograph matches this pattern"
+        if left_out:
+            fault += f", but {describe_left_out(left_out)}"
+    return files, left_out, fault
+
+
+def _describe_empty(folder: Path, left_out: list[str], recursive: bool) -> str:
+    """Return what a folder without photographs holds, and what to do."""
+    fault = f"{one_line(folder)}: no photographs in this folder ({' '.join(IMAGE_TYPES)})"
+    if left_out:
+        fault += f", but {describe_left_out(left_out)}"
+    return fault if recursive else f"{fault}; --recursive looks into its sub-folders"
+
+
+def _pattern(word: str) -> str:
+    """Return a pattern in which the folders that exist, such as "cars [2020]", mean themselves."""
+    for folder in Path(word).parents:
+        if folder != Path() and folder.is_dir():
+            rest = Path(word).relative_to(folder)
+            return os.path.join(glob.escape(str(folder)), rest)
+    return word
+
+
+def _describe_missing(word: str) -> str:
+    """Return what to do about a word that names nothing."""
+    if re.match("[a-z]+://", word):
+        return f"{one_line(word)}: an address cannot be read; download the photograph first"
+    if word == "-":
+        return "-: photographs are read from files, not from standard input; name one"
+    return f"{one_line(word)}: cannot be read (No such file or directory)"
+
+
+def _files_in(folder: Path, recursive: bool, out: Path) -> tuple[list[Path], list[str]]:
+    """Return a folder's photographs, sorted, and the names of its other files.
+
+    Those below `out` are neither.
+    """
+    files = []
+    left_out = []
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(
             name
@@ -96,13 +152,13 @@ def _files_in(folder: Path, recursive: bool, out: Path) -> list[Path]:
             if recursive and not name.startswith(".") and not same_file(Path(parent, name), out)
         )
         for name in sorted(names):
-            if _is_photograph(name) and not name.startswith("."):
+            if not is_visible(name):
+                continue
+            if is_photograph(name):
                 files.append(Path(parent, name))
-    return files
-
-
-def _is_photograph(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_TYPES
+            else:
+                left_out.append(name)
+    return files, left_out
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

@@ -1,10 +1,12 @@
 """Making a data set ready for training: check every pair, split by group, put it in place."""
 
 import contextlib
+import json
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +20,10 @@ from carvana.errors import (
     warn,
 )
 from carvana.files import same_files, visible_files
+from carvana.images import advise_on_files
 from carvana.locks import locked
-from carvana.pairs import check_pair, group_of, pair_folders, pair_names, split_groups
+from carvana.mask_values import judge_set
+from carvana.pairs import PairCheck, group_of, inspect_pair, pair_folders, pair_names, split_groups
 from carvana.rendering import SetOptions, render_set
 from carvana.sources import Sources, write_file
 from carvana.threads import map_in_threads
@@ -91,7 +95,10 @@ def check(out: Path, options: DataOptions) -> None:
         except UserError as error:
             problems.append(str(error))
             continue
-        problems += faults + _check_in_place(pairs, split, options.classes)
+        try:
+            problems += faults + _check_in_place(pairs, split, options.classes)
+        except UserError as error:
+            problems.append(f"{mask_folder}: {error}")
         groups = {options.group(image.name) for image, _ in pairs}
         problems += _find_leaks(split, groups, groups_by_split)
         groups_by_split[split] = groups
@@ -105,19 +112,38 @@ def _describe_split(split: str, groups: int, pairs: int) -> str:
 
 
 def _check_in_place(pairs: Sequence[tuple[Path, Path]], split: str, classes: Classes) -> list[str]:
-    """Read pairs of files; return what is wrong with them, and print what is odd."""
-    faults = []
+    """Read pairs of files; return what is wrong with them, and print what is odd.
+
+    Raises:
+        UserError: the masks as a whole do not mean what `classes` says.
+    """
     check_files = partial(_check_files, classes)
     results = map_in_threads(check_files, pairs, f"checking {split}")
     with contextlib.closing(results):
-        for pair_faults, warnings in results:
-            faults += pair_faults
-            _print_warnings(warnings)
-    return faults
+        checks = list(results)
+    for check in checks:
+        _print_warnings(check.warnings)
+    advice = _judge(checks, [mask for _, mask in pairs], classes, split == "train")
+    faults = [fault for check in checks for fault in check.faults]
+    return [advice, *faults] if advice else faults
 
 
-def _check_files(classes: Classes, pair: tuple[Path, Path]) -> tuple[list[str], list[str]]:
-    return check_pair(*pair, classes)
+def _check_files(classes: Classes, pair: tuple[Path, Path]) -> PairCheck:
+    return inspect_pair(*pair, classes)
+
+
+def _judge(
+    checks: Sequence[PairCheck], masks: Sequence[Path], classes: Classes, training: bool
+) -> str:
+    """Print what is odd about all masks; return what to set where some hold wrong values.
+
+    Raises:
+        UserError: the masks do not mean what `classes` says.
+    """
+    facts = [check.facts for check in checks if check.facts]
+    if facts:
+        _print_warnings(judge_set(facts, classes, training))
+    return advise_on_files(masks, classes, sum(check.wrong_values for check in checks))
 
 
 def _print_warnings(warnings: Iterable[str]) -> None:
@@ -146,47 +172,42 @@ def _fill_with_pairs(
         UserError: with everything that is wrong.
     """
     sources = open_sources(staging)
+    if sources.classes:
+        options = replace(options, classes=Classes(sources.classes))
     pairs, problems = pair_names(sources.images, sources.masks, options.suffix)
     if not pairs:
         raise UserError(bullet_list("no image with a mask was found", problems))
     copies = staging / "all"
-    pairs, faults, warnings = _copy_and_check(pairs, sources, copies, options.classes)
-    _report(problems + faults, warnings, options.skip_bad)
+    checks = _copy_and_check(pairs, sources, copies, options.classes)
+    warnings = [warning for check in checks for warning in check.warnings]
+    problems += [fault for check in checks for fault in check.faults]
+    masks = [copies / "masks" / mask for _, mask in pairs]
+    advice = _judge(checks, masks, options.classes, training=True)
+    _report(problems, warnings, advice, options.skip_bad)
+    pairs = [pair for pair, check in zip(pairs, checks, strict=True) if not check.faults]
     if not pairs:
         raise UserError("no good pair is left; put the files right that are listed above")
     splits = _split_pairs(pairs, options)
     for split, split_pairs in splits.items():
         _move_pairs(split_pairs, split, copies, staging / "new")
-    return _describe_splits(splits, options)
+    return _describe_splits(splits, options) + _describe_classes(sources.classes)
 
 
 def _copy_and_check(
     pairs: Sequence[PairNames], sources: Sources, folder: Path, classes: Classes
-) -> tuple[list[PairNames], list[str], list[str]]:
-    """Copy all pairs into folder/images and folder/masks, and read them.
-
-    Returns:
-        the good pairs, what is wrong with the others, and what is odd, both in words.
-    """
+) -> list[PairCheck]:
+    """Copy all pairs into folder/images and folder/masks, and read them."""
     for kind in KINDS:
         (folder / kind).mkdir(parents=True)
-    good_pairs = []
-    faults = []
-    warnings = []
     copy_and_check = partial(_copy_and_check_pair, sources, folder, classes)
     results = map_in_threads(copy_and_check, pairs, "checking")
     with contextlib.closing(results):  # no thread outlives an interruption
-        for pair, (pair_faults, pair_warnings) in zip(pairs, results, strict=True):
-            faults += pair_faults
-            warnings += pair_warnings
-            if not pair_faults:
-                good_pairs.append(pair)
-    return good_pairs, faults, warnings
+        return list(results)
 
 
 def _copy_and_check_pair(
     sources: Sources, folder: Path, classes: Classes, pair: PairNames
-) -> tuple[list[str], list[str]]:
+) -> PairCheck:
     image, mask = pair
     image_path = folder / "images" / image
     mask_path = folder / "masks" / mask
@@ -195,19 +216,27 @@ def _copy_and_check_pair(
         try:
             write_file(write, path)
         except UserError as error:
-            return [f"{one_line(path.name)}: cannot be read ({error})"], []
-    return check_pair(image_path, mask_path, classes)
+            fault = f"{one_line(path.name)}: cannot be read ({error})"
+            return PairCheck([fault], [], None, False)
+    return inspect_pair(image_path, mask_path, classes)
 
 
-def _report(problems: Sequence[str], warnings: Iterable[str], skip_bad: bool) -> None:
-    """Print warnings; raise a UserError that lists the problems, or print those if skip_bad."""
+def _report(problems: Sequence[str], warnings: Iterable[str], advice: str, skip_bad: bool) -> None:
+    """Print warnings; raise a UserError that lists the problems, or print those if skip_bad.
+
+    Args:
+        advice: what to set so that masks can be read, or "".
+    """
     _print_warnings(warnings)
     if problems and not skip_bad:
         headline = (
             f"{plural(len(problems), 'problem')}; nothing was changed. "
             "Put them right, or leave these files out with --skip-bad:"
         )
-        raise UserError(bullet_list(headline, problems))
+        lines = [advice, *problems] if advice else problems
+        raise UserError(bullet_list(headline, lines))
+    if advice:
+        warn(f"warning: {advice}")
     for problem in problems:
         warn(f"left out: {problem}")
 
@@ -246,6 +275,15 @@ def _describe_splits(splits: dict[str, list[PairNames]], options: DataOptions) -
             groups = {options.group(image) for image, _ in pairs}
             lines.append(_describe_split(split, len(groups), len(pairs)))
     return "\n".join(lines)
+
+
+def _describe_classes(names: Sequence[str]) -> str:
+    """Return what to set for the classes that annotations name, in lines."""
+    if len(names) < 2:
+        return ""
+    listed = json.dumps(list(names), ensure_ascii=False)
+    words = " ".join(map(shlex.quote, names))
+    return f"\nfor config.py: CLASSES = {listed}\nor for one run: --classes {words}"
 
 
 def _fill_with_cars(options: SetOptions, out: Path, force: bool, staging: Path) -> str:

@@ -1,16 +1,28 @@
-"""Where photographs and masks come from: zips and folders, as functions that write each file."""
+"""Where photographs and masks come from: archives and folders, as functions that write a file."""
 
 import errno
+import lzma
 import shutil
+import tarfile
 import zipfile
-from collections.abc import Callable, Container, Sequence
+import zlib
+from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from carvana.errors import UserError, bullet_list, error_summary, one_line
 from carvana.images import IMAGE_TYPES, MASK_TYPES
-from carvana.pairs import is_picture_or_file
+from carvana.layouts import (
+    EXPECTED,
+    Files,
+    Sources,
+    Writer,
+    annotated_masks,
+    folder_files,
+    match_annotations,
+    sources_of_folder,
+)
+from carvana.naming import is_visible
 
 IMAGES_ZIP = "train.zip"  # Kaggle's names
 MASKS_ZIP = "train_masks.zip"
@@ -18,40 +30,51 @@ MAX_PICTURE_BYTES = 1 << 30  # a picture that unpacks to more was made to fill d
 # Errors of the disk that is written to, not of the file that is read.
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
-Writer = Callable[[Path], object]  # writes one file to a path
-Files = dict[str, Writer]  # by the file's name
-
-
-class Sources(NamedTuple):
-    """The files of a data set, wherever they are."""
-
-    images: Files
-    masks: Files
-
-
-def folder_sources(image_folder: str | Path, mask_folder: str | Path, _staging: Path) -> Sources:
-    """Return the files of two folders; they need no temporary ones."""
-    return Sources(folder_files(image_folder), folder_files(mask_folder))
-
 
 def open_sources(paths: Sequence[str | Path], staging: Path) -> Sources:
-    """Return the files of zips or folders.
+    """Return the files of archives or folders.
 
     Args:
-        paths: two zips or folders, of photographs and of masks; or one that holds both, as
-            Kaggle's outer zip does, or the folder unpacked from it.
+        paths: two archives or folders, of photographs and of masks or annotations; or one that
+            holds both.
         staging: folder for temporary files, on the disk that the files will be written to.
 
     Raises:
         UserError: something is missing, damaged or dangerous.
     """
-    if len(paths) == 2:
-        images, masks = paths
-    elif Path(paths[0]).is_dir():
-        images, masks = _look_into_folder(Path(paths[0]))
+    if len(paths) == 1:
+        return _open_one(Path(paths[0]), staging)
+    images, masks = map(Path, paths)
+    photographs = _files_of(images, staging)
+    if masks.is_file() and masks.suffix.lower() != ".json":
+        if not _holds_trees(masks):
+            return Sources(photographs, _files_of(masks, staging))
+        masks = _unpack(masks, staging)
+    annotated = annotated_masks(masks) if masks.exists() else None
+    if annotated:
+        return match_annotations(photographs, annotated)
+    return Sources(photographs, _files_of(masks, staging))
+
+
+def _open_one(path: Path, staging: Path) -> Sources:
+    """Return the files of an archive or folder that holds photographs and masks."""
+    if not path.exists():
+        raise UserError(f"no file or folder {str(path)!r}; check the path")
+    folder = path
+    if path.is_dir():
+        kaggle = [_first_existing(path / IMAGES_ZIP, path / "train")]
+        kaggle.append(_first_existing(path / MASKS_ZIP, path / "train_masks"))
+        if any(part.exists() for part in kaggle):
+            return Sources(*(_files_of(part, staging) for part in kaggle))
+    elif not _is_tar(path) and {IMAGES_ZIP, MASKS_ZIP} & _names_in(path):
+        images, masks = _unpack_outer_zip(path, staging)
+        return Sources(_files_of(images, staging), _files_of(masks, staging))
     else:
-        images, masks = _unpack_outer_zip(Path(paths[0]), staging)
-    return Sources(_files_of(images, staging), _files_of(masks, staging))
+        folder = _unpack(path, staging)
+    sources = sources_of_folder(folder)
+    if sources is None:
+        raise UserError(f"{one_line(path)} is no data set that is known; {EXPECTED}")
+    return sources
 
 
 def write_file(write: Writer, target: Path) -> None:
@@ -67,13 +90,6 @@ def write_file(write: Writer, target: Path) -> None:
         if isinstance(error, OSError) and error.errno in WRITE_ERRORS:
             raise
         raise UserError(error_summary(error)) from error
-
-
-def _look_into_folder(folder: Path) -> tuple[Path, Path]:
-    """Return the zips or folders of photographs and of masks in a folder."""
-    images = _first_existing(folder / IMAGES_ZIP, folder / "train")
-    masks = _first_existing(folder / MASKS_ZIP, folder / "train_masks")
-    return images, masks
 
 
 def _first_existing(*paths: Path) -> Path:
@@ -101,23 +117,75 @@ def _unpack_outer_zip(path: Path, staging: Path) -> tuple[Path, Path]:
 def _files_of(path: str | Path, staging: Path) -> Files:
     if Path(path).is_dir():
         return folder_files(path)
+    if _is_tar(path):
+        return folder_files(_unpack(Path(path), staging), recursive=True)
     return zip_files(path, staging)
 
 
-def folder_files(folder: str | Path) -> Files:
-    """Return the files of a folder; hidden ones and sub-folders are left out."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no file or folder {str(folder)!r}; check the path")
-    files = {}
-    for path in folder.iterdir():
-        if not path.name.startswith(".") and is_picture_or_file(path):
-            files[path.name] = partial(shutil.copyfile, path)
-    return files
+# ---------------------------------------------------------------- whole archives
 
 
-def zip_files(path: str | Path, staging: Path) -> Files:
+def _is_tar(path: str | Path) -> bool:
+    return Path(path).is_file() and not zipfile.is_zipfile(path) and tarfile.is_tarfile(path)
+
+
+def _names_in(path: Path) -> set[str]:
+    """Return the names of a zip's files without their folders."""
+    with _open_zip(path) as archive:
+        return {PurePosixPath(name).name for name in archive.namelist()}
+
+
+def _holds_trees(path: Path) -> bool:
+    """Return whether an archive's files mean something by the folders they are in."""
+    if _is_tar(path):
+        return True
+    with _open_zip(path) as archive:
+        names = archive.namelist()
+    return any("SegmentationClass/" in name or name.endswith(".json") for name in names)
+
+
+def _unpack(path: Path, staging: Path) -> Path:
+    """Unpack an archive into a new folder of `staging`; return that.
+
+    Raises:
+        UserError: it is damaged, dangerous or too large.
+    """
+    folder = staging / f"unpacked-{path.name}"
+    folder.mkdir(parents=True)
+    if not _is_tar(path):
+        zip_files(path, staging, by_name=False)
+        with _open_zip(path) as archive:
+            archive.extractall(folder)
+        return folder
+    try:
+        with tarfile.open(path) as archive:
+            needed = sum(member.size for member in archive)
+            _check_space(needed, staging, path)
+            archive.extractall(folder, filter="data")  # nothing leads outside, no links to there
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(
+            f"{one_line(path)} cannot be unpacked ({error_summary(error)}); make or download it "
+            "again"
+        ) from error
+    return folder
+
+
+def _check_space(needed: int, staging: Path, path: Path) -> None:
+    free = shutil.disk_usage(staging).free
+    if needed > free:
+        raise UserError(
+            f"{one_line(path)} unpacks to {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
+        )
+
+
+# ---------------------------------------------------------------- zips, file by file
+
+
+def zip_files(path: str | Path, staging: Path, by_name: bool = True) -> Files:
     """Return the files of a zip, whatever folders they are in, without hidden ones.
+
+    Args:
+        by_name: two files of one name are a fault, whatever folders they are in.
 
     Raises:
         UserError: it is no zip, or some of its files are dangerous or too large for the disk of
@@ -133,7 +201,7 @@ def zip_files(path: str | Path, staging: Path) -> Files:
         if not fault:
             if _is_ignored(entry, inside):
                 continue
-            fault = _find_excess(entry, inside, files)
+            fault = _find_excess(entry, inside, files if by_name else ())
         if fault:
             problems.append(f"{one_line(entry.filename)}: {fault}")
         files[inside.name] = partial(_extract, archive, entry)
@@ -152,7 +220,7 @@ def _open_zip(path: str | Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except FileNotFoundError:
-        raise UserError(f"no file {str(path)!r}; check the path") from None
+        raise UserError(f"no file or folder {str(path)!r}; check the path") from None
     except Exception as error:  # a hostile zip can raise nearly anything
         raise UserError(
             f"{path} is not a zip that can be read ({error_summary(error)}); download it again"
@@ -171,8 +239,8 @@ def _find_danger(entry: zipfile.ZipInfo, inside: PurePosixPath) -> str:
 
 
 def _is_ignored(entry: zipfile.ZipInfo, inside: PurePosixPath) -> bool:
-    """Return whether an entry is a folder, a hidden file, or one of those that macOS adds."""
-    return entry.is_dir() or inside.name.startswith(".") or "__MACOSX" in inside.parts
+    """Return whether an entry is a folder, a hidden file, or one that systems add."""
+    return entry.is_dir() or not all(map(is_visible, (inside.name, *inside.parts)))
 
 
 def _find_excess(entry: zipfile.ZipInfo, inside: PurePosixPath, files: Container[str]) -> str:

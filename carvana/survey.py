@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from carvana.classes import Classes
 from carvana.errors import UserError, bullet_list, first_few, one_line, plural, result_or_error
-from carvana.images import picture_size, read_hard_mask, read_image
+from carvana.images import explain_wrong_values, picture_size, read_hard_mask, read_image
+from carvana.mask_values import MaskFacts, judge_set, measure_mask
 from carvana.outlines import edge_agreement
 from carvana.pairs import CAR_REGEX, Pair, group_of
 from carvana.threads import map_in_threads
@@ -48,7 +48,7 @@ class PairFacts:
     agreement: float  # see edge_agreement; NaN without an outline
     small_mask: np.ndarray  # uint8 MEAN_MASK_SIZE, the foreground's share in 1/255
     thumbprint: np.ndarray  # float32 (384,), the gray photograph at THUMBPRINT_SIZE
-    pixels_by_index: np.ndarray  # int64 (256,), pixels of the mask
+    mask: MaskFacts
     digest: bytes  # of the photograph's file
 
 
@@ -70,7 +70,7 @@ class Survey:
     same_bytes: list[list[str]]  # names of photographs whose files are equal
     look_alikes: list[tuple[str, str]]  # names of photographs that look alike
     oddities: list[tuple[str, str]]  # (name, why)
-    lines: list[tuple[str, str]]  # all of it in words: (subject, text)
+    lines: list[tuple[str, str]]  # all of it in words: (subject, text); warnings first
 
 
 # ---------------------------------------------------------------- looking
@@ -80,18 +80,23 @@ def survey_pairs(pairs: list[Pair], classes: Classes, group_regex: str) -> Surve
     """Look at every pair of a data set.
 
     Raises:
-        UserError: naming every file that cannot be read.
+        UserError: naming every file that cannot be read, or what the masks cannot mean.
     """
     measure = functools.partial(result_or_error, measure_pair, classes=classes)
     facts = list(map_in_threads(measure, pairs, "looking"))
-    faults = [str(result) for result in facts if isinstance(result, UserError)]
+    faults = [result for result in facts if isinstance(result, UserError)]
     if faults:
         folders = f"{one_line(pairs[0][0].parent)} and {one_line(pairs[0][1].parent)}"
         headline = f"{plural(len(faults), 'file')} of {folders} cannot be read:"
-        raise UserError(bullet_list(headline, faults))
+        advice, lines = explain_wrong_values(faults, [mask for _, mask in pairs], classes)
+        if advice:
+            lines.insert(0, advice)
+        raise UserError(bullet_list(headline, lines))
+    warnings = judge_set([row.mask for row in facts], classes)
     same_bytes, look_alikes = find_duplicates(facts)
     survey = Survey(pairs, classes, facts, same_bytes, look_alikes, find_oddities(facts), [])
-    survey.lines = summarize(survey, group_regex)
+    survey.lines = [("warning", warning) for warning in warnings]
+    survey.lines += summarize(survey, group_regex)
     return survey
 
 
@@ -115,7 +120,7 @@ def measure_pair(pair: Pair, classes: Classes) -> PairFacts:
         agreement=edge_agreement(gray, small.view(np.uint8)),
         small_mask=_resize_by_area(levels, MEAN_MASK_SIZE),
         thumbprint=_resize_by_area(gray.astype(np.float32), THUMBPRINT_SIZE).ravel(),
-        pixels_by_index=np.array(Image.fromarray(mask).histogram()),
+        mask=measure_mask(mask, classes),
         digest=hashlib.sha256(path.read_bytes()).digest(),
     )
 
@@ -192,7 +197,7 @@ def angle_of(name: str) -> str:
 
 def class_shares(facts: list[PairFacts], classes: Classes) -> list[ClassShare]:
     """Return how much of the data set is of each class, and is to be ignored if anything is."""
-    counts = np.stack([row.pixels_by_index for row in facts])  # (images, 256)
+    counts = np.stack([row.mask.pixels for row in facts])  # (images, 256)
     names = list(enumerate(classes.names))
     if counts[:, classes.ignore].any():
         names.append((classes.ignore, "to be ignored"))

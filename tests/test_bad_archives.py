@@ -110,7 +110,7 @@ BAD = [
         {
             "the outer zip holds something else": (
                 leave,
-                r"train.zip holds no train.zip and no train_masks.zip",
+                r"train.zip is no data set that is known; expected train.zip and train_masks.zip",
             ),
         },
     ),

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from helpers import (
     reference_logits,
     run_with_small_files,
     scene,
+    script_command,
     write_model,
     write_pairs,
 )
@@ -422,3 +424,29 @@ def test_inference_writes_no_csv_over_an_input(work, run):
     stderr = run("inference.py", *OWN_MODEL, *arguments, status=2).stderr
     assert "a.csv is the model, and would be overwritten; name another file with --rle" in stderr
     assert (work / BEST).read_bytes() == before
+
+
+def test_inference_takes_brackets_in_the_names_of_folders_as_they_are(work, run):
+    (work / "photos").rename(work / "cars [2020]")
+    for pattern in ("cars [2020]/*.jpg", "cars [2020]/0*_0[12].jpg", "cars [[]2020]/*.jpg"):
+        finished = run("inference.py", *OWN_MODEL, "--img", pattern, "--no-save")
+        assert "6 photographs in" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    "word, message",
+    [
+        ("https://a.b/car.jpg", "an address cannot be read; download the photograph first"),
+        ("-", "photographs are read from files, not from standard input"),
+        ("nowhere.jpg", "nowhere.jpg: cannot be read (No such file or directory)"),
+    ],
+)
+def test_inference_says_what_is_not_there_before_the_model_is_loaded(work, word, message):
+    command = script_command("inference.py", *OWN_MODEL, "--img", word, "photos", "--no-save")
+    process = subprocess.run(
+        command, cwd=work, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.returncode == 1
+    assert process.stdout.startswith("6 photographs, but not:\n  " + word + ": ")
+    assert message in process.stdout
+    assert process.stdout.index(message) < process.stdout.index("parameters at")

@@ -207,9 +207,9 @@ def test_prepare_refuses_a_damaged_or_dangerous_outer_zip(raw, run):
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["no.zip", "train_masks.zip"], "no file 'no.zip'"),
+        (["no.zip", "train_masks.zip"], "no file or folder 'no.zip'"),
         (["train/000000000000_01.jpg", "train_masks.zip"], "is not a zip"),
-        (["train.zip"], "holds no train.zip and no train_masks.zip"),
+        (["train.zip"], "train.zip is no data set that is known; expected train.zip and"),
         (["--images", "nowhere", "--masks", "train_masks"], "no file or folder 'nowhere'"),
         (["--images", "train"], "both --images DIR and --masks DIR"),
         ([], "--check"),

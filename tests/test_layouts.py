@@ -1,0 +1,338 @@
+"""Data sets as others arrange and annotate them become photographs and masks."""
+
+import base64
+import io
+import json
+import re
+import shutil
+import tarfile
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+from helpers import scene, tiny_options, write_pairs
+from PIL import Image
+
+from carvana.layouts import EXPECTED
+
+SIZE = (48, 72)
+SQUARE = [[10, 8], [40, 8], [40, 30], [10, 30]]  # x, y
+HOLE = [[20, 12], [30, 12], [30, 20], [20, 20]]
+
+
+def write_photographs(folder, names, suffix=".jpg"):
+    folder.mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(names):
+        Image.fromarray(scene(seed, *SIZE)[0]).save(folder / f"{name}{suffix}")
+
+
+def filled(*polygons):
+    """Return a mask of polygons and their values, uint8 (H, W)."""
+    mask = np.zeros(SIZE, np.uint8)
+    for points, value in polygons:
+        cv2.fillPoly(mask, [np.array(points, np.int32)], value)
+    return mask
+
+
+def masks_of(folder):
+    """Return {photograph's name: mask} of data/, whatever side of the split they are on."""
+    masks = {}
+    for path in sorted(folder.glob("data/*_masks/*")):
+        with Image.open(path) as mask:
+            masks[path.stem.removesuffix("_mask")] = np.array(mask)
+    return masks
+
+
+NAMES = ["p0", "p1", "p2", "p3"]
+SPLIT = ("--val-fraction", 0.25)
+
+
+# ---------------------------------------------------------------- annotations
+
+
+def flat(points):
+    return [float(number) for point in points for number in point]
+
+
+def coco(categories, annotations, names=NAMES):
+    return {
+        "images": [
+            {"id": 7 + place, "file_name": f"{name}.jpg", "height": SIZE[0], "width": SIZE[1]}
+            for place, name in enumerate(names)
+        ],
+        "categories": [
+            {"id": number, "name": name, "supercategory": parent}
+            for number, name, parent in categories
+        ],
+        "annotations": [
+            {"id": place, "image_id": image, "category_id": category, "segmentation": area}
+            for place, (image, category, area) in enumerate(annotations)
+        ],
+    }
+
+
+def column_lengths(mask):
+    """Return COCO's uncompressed run lengths of a mask: down the columns, zeros first."""
+    pixels = np.concatenate([[0], mask.T.ravel() > 0, [0]])
+    edges = np.flatnonzero(np.diff(pixels))
+    bounds = np.concatenate([[0], edges, [mask.size]])
+    return {"size": list(SIZE), "counts": np.diff(bounds).tolist()}
+
+
+def test_coco_of_one_class(tmp_path, run):
+    write_photographs(tmp_path / "photos", NAMES)
+    rle = column_lengths(filled((SQUARE, 1)))
+    annotations = [(7, 3, [flat(SQUARE)]), (8, 3, rle), (9, 3, [flat(SQUARE), flat(HOLE)])]
+    content = coco([(3, "car", "vehicle")], annotations)
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    finished = run("prepare_data.py", "photos", "instances.json", *SPLIT)
+    assert "CLASSES" not in finished.stdout
+    masks = masks_of(tmp_path)
+    assert sorted(masks) == NAMES
+    assert set(np.unique(masks["p0"])) == {0, 255}
+    assert np.array_equal(masks["p1"], filled((SQUARE, 255)))
+    assert abs(int((masks["p0"] > 0).sum()) - 30 * 22) < 70
+    assert not masks["p3"].any()
+
+
+def test_coco_of_several_classes_prints_them(tmp_path, run):
+    """Roboflow's: beside the photographs, with a placeholder above all categories."""
+    write_photographs(tmp_path / "export", NAMES)
+    categories = [(0, "cars-abc", "none"), (1, "body", "cars-abc"), (2, "glass", "cars-abc")]
+    annotations = [(number, 1, [flat(SQUARE)]) for number in range(7, 11)]
+    annotations += [(number, 2, [flat(HOLE)]) for number in range(7, 11)]
+    path = tmp_path / "export/_annotations.coco.json"
+    path.write_text(json.dumps(coco(categories, annotations)))
+    finished = run("prepare_data.py", "export", *SPLIT)
+    assert 'CLASSES = ["background", "body", "glass"]' in finished.stdout
+    assert "--classes background body glass" in finished.stdout
+    masks = masks_of(tmp_path)
+    assert masks["p2"][10, 15] == 1
+    assert masks["p2"][16, 25] == 2
+    classes = ("--classes", "background", "body", "glass")
+    run("train.py", *tiny_options(NUM_EPOCHS=1), *classes)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"categories": []}, r"no COCO file of instances \(KeyError"),
+        ({"images": 5}, r"no COCO file of instances"),
+        ({"annotations": [{"image_id": 7, "category_id": 3}]}, "boxes but without outlines"),
+        (
+            {"annotations": [{"image_id": 7, "category_id": 3, "segmentation": [[1, 2]]}]},
+            "expected a list of at least 6 numbers",
+        ),
+        (
+            {
+                "annotations": [
+                    {
+                        "image_id": 7,
+                        "category_id": 3,
+                        "segmentation": {"size": list(SIZE), "counts": [5, 9]},
+                    }
+                ]
+            },
+            "run lengths cover 14 of 3456 pixels",
+        ),
+    ],
+    ids=["no categories", "no images", "boxes", "two numbers", "short run lengths"],
+)
+def test_coco_that_is_damaged_is_named(tmp_path, run, change, message):
+    write_photographs(tmp_path / "photos", NAMES)
+    content = coco([(3, "car", "vehicle")], [(7, 3, [flat(SQUARE)])]) | change
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    stderr = run("prepare_data.py", "photos", "instances.json", *SPLIT, status=2).stderr
+    assert re.search(message, stderr), stderr
+
+
+def labelme(shapes):
+    return {"version": "5", "shapes": shapes, "imageHeight": SIZE[0], "imageWidth": SIZE[1]}
+
+
+def shape(label, points, kind="polygon", **more):
+    return {"label": label, "points": points, "shape_type": kind} | more
+
+
+def png_of(mask):
+    buffer = io.BytesIO()
+    Image.fromarray(mask).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_labelme_draws_every_kind_of_shape(tmp_path, run):
+    write_photographs(tmp_path / "photos", NAMES)
+    shapes = {
+        "p0": [shape("car", SQUARE), shape("_background_", HOLE)],
+        "p1": [shape("car", [SQUARE[2], SQUARE[0]], "rectangle")],
+        "p2": [shape("car", [[30, 20], [30, 30]], "circle")],
+        "p3": [
+            shape("car", [[5, 6], [14, 15]], "mask", mask=png_of(np.full((10, 10), 255, np.uint8)))
+        ],
+    }
+    for name, items in shapes.items():
+        (tmp_path / f"photos/{name}.json").write_text(json.dumps(labelme(items)))
+    run("prepare_data.py", "photos", *SPLIT)
+    masks = masks_of(tmp_path)
+    assert np.array_equal(masks["p0"], filled((SQUARE, 255), (HOLE, 0)))
+    assert np.array_equal(masks["p1"], filled((SQUARE, 255)))
+    assert abs(int((masks["p2"] > 0).sum()) - 314) < 20
+    assert (masks["p3"][6:16, 5:15] == 255).all()
+    assert (masks["p3"] > 0).sum() == 100
+
+
+def test_labelme_with_pixels_to_ignore_has_two_classes(tmp_path, run):
+    write_photographs(tmp_path / "photos", NAMES)
+    (tmp_path / "labels").mkdir()
+    for name in NAMES:
+        content = labelme([shape("car", SQUARE), shape("__ignore__", HOLE)])
+        (tmp_path / f"labels/{name}.json").write_text(json.dumps(content))
+    finished = run("prepare_data.py", "--images", "photos", "--masks", "labels", *SPLIT)
+    assert 'CLASSES = ["background", "car"]' in finished.stdout
+    assert set(np.unique(masks_of(tmp_path)["p0"])) == {0, 1, 255}
+
+
+def test_labelme_shapes_without_area_are_named(tmp_path, run):
+    write_photographs(tmp_path / "photos", NAMES)
+    for name in NAMES:
+        content = labelme([shape("car", SQUARE[:2], "line"), shape("car", SQUARE[:2])])
+        (tmp_path / f"photos/{name}.json").write_text(json.dumps(content))
+    stderr = run("prepare_data.py", "photos", *SPLIT, status=2).stderr
+    assert "8 problems in annotations" in stderr
+    assert "p0.json: car: a line has no area; draw a polygon" in stderr
+    assert "p3.json: car: 2 points are no polygon" in stderr
+
+
+def test_cvat_tree_is_read_by_its_labelmap(tmp_path, run):
+    write_photographs(tmp_path / "photos", NAMES)
+    colors = np.array([(0, 0, 0), (250, 50, 83), (52, 209, 183)], np.uint8)
+    with zipfile.ZipFile(tmp_path / "cvat.zip", "w") as archive:
+        archive.writestr(
+            "labelmap.txt",
+            "# label:color_rgb:parts:actions\nbackground:0,0,0::\nbody:250,50,83::\n"
+            "glass:52,209,183::\n",
+        )
+        for name in NAMES:
+            mask = colors[filled((SQUARE, 1), (HOLE, 2))]
+            for folder in ("SegmentationClass", "SegmentationObject"):
+                ok, png = cv2.imencode(".png", mask[..., ::-1])
+                assert ok
+                archive.writestr(f"{folder}/{name}.png", png.tobytes())
+    finished = run("prepare_data.py", "photos", "cvat.zip", *SPLIT)
+    assert 'CLASSES = ["background", "body", "glass"]' in finished.stdout
+    assert np.array_equal(masks_of(tmp_path)["p0"], filled((SQUARE, 1), (HOLE, 2)))
+
+
+def test_voc_tree_without_labelmap_has_its_classes(tmp_path, run):
+    root = tmp_path / "VOC2012"
+    write_photographs(root / "JPEGImages", [*NAMES, "unlabeled"])
+    (root / "SegmentationClass").mkdir()
+    mask = filled((SQUARE, 7), (HOLE, 255))
+    picture = Image.fromarray(mask, "L").convert("P")
+    palette = np.zeros((256, 3), np.uint8)
+    palette[7] = (128, 128, 128)
+    palette[255] = (224, 224, 192)
+    picture = Image.fromarray(mask)
+    picture.putpalette(palette.tobytes())
+    for name in NAMES:
+        picture.save(root / f"SegmentationClass/{name}.png")
+    finished = run("prepare_data.py", "VOC2012", *SPLIT)
+    assert '"bus", "car", "cat"' in finished.stdout
+    masks = masks_of(tmp_path)
+    assert sorted(masks) == NAMES
+    assert np.array_equal(masks["p1"], mask)
+
+
+# ---------------------------------------------------------------- folders and archives
+
+
+def write_named(folder, images, masks, suffix=""):
+    write_pairs(folder / images, folder / "raw", cars=2)
+    (folder / masks).mkdir()
+    for path in sorted((folder / "raw").iterdir()):
+        name = path.stem.removesuffix("_mask")
+        with Image.open(path) as mask:
+            mask.convert("L").save(folder / masks / f"{name}{suffix}.png")
+    shutil.rmtree(folder / "raw")
+
+
+@pytest.mark.parametrize("names", [("images", "masks"), ("imgs", "labels"), ("input", "target")])
+def test_folder_of_two_folders(tmp_path, run, names):
+    if names[1] == "target":
+        names = ("input", "targets")
+    write_named(tmp_path / "set", *names)
+    run("prepare_data.py", "set", "--val-fraction", 0.5)
+    assert len(masks_of(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz", "tar"])
+def test_archive_of_two_folders(tmp_path, run, kind):
+    write_named(tmp_path / "set/inner", "images", "masks")
+    (tmp_path / "set/inner/images/Thumbs.db").write_text("x")
+    formats = {"zip": "zip", "tar.gz": "gztar", "tar": "tar"}
+    shutil.make_archive(str(tmp_path / "set"), formats[kind], tmp_path / "set")
+    shutil.rmtree(tmp_path / "set")
+    run("prepare_data.py", f"set.{kind}", "--val-fraction", 0.5)
+    assert len(masks_of(tmp_path)) == 4
+
+
+def test_two_archives_by_options(tmp_path, run):
+    write_named(tmp_path / "set", "images", "masks")
+    for name in ("images", "masks"):
+        shutil.make_archive(str(tmp_path / name), "zip", tmp_path / "set" / name)
+    run("prepare_data.py", "--images", "images.zip", "--masks", "masks.zip", "--val-fraction", 0.5)
+    assert len(masks_of(tmp_path)) == 4
+
+
+def test_photographs_beside_their_masks(tmp_path, run):
+    write_pairs(tmp_path / "all", tmp_path / "all", cars=2)
+    (tmp_path / "all/_classes.csv").write_text("Pixel Value, Class\n0, background\n1, car\n")
+    run("prepare_data.py", "all", "--val-fraction", 0.5)
+    masks = masks_of(tmp_path)
+    assert len(masks) == 4
+    assert not list(tmp_path.glob("data/*_images/*_mask*"))
+
+
+def test_mask_for_each_object(tmp_path, run):
+    """As in the Data Science Bowl of 2018."""
+    for name in NAMES:
+        write_photographs(tmp_path / f"stage1/{name}/images", [name], ".png")
+        folder = tmp_path / f"stage1/{name}/masks"
+        folder.mkdir()
+        Image.fromarray(filled((SQUARE, 255))).save(folder / "a.png")
+        Image.fromarray(filled(([[50, 40], [60, 40], [60, 45]], 255))).save(folder / "b.png")
+    run("prepare_data.py", "stage1", *SPLIT)
+    expected = filled((SQUARE, 255), ([[50, 40], [60, 40], [60, 45]], 255))
+    assert np.array_equal(masks_of(tmp_path)["p0"], expected)
+
+
+def test_mask_for_each_class(tmp_path, run):
+    write_photographs(tmp_path / "set/images", NAMES)
+    for value, (kind, points) in enumerate([("body", SQUARE), ("glass", HOLE)], 1):
+        folder = tmp_path / f"set/masks/{kind}"
+        folder.mkdir(parents=True)
+        for name in NAMES:
+            Image.fromarray(filled((points, 255 // value))).save(folder / f"{name}.png")
+    finished = run("prepare_data.py", "set", *SPLIT)
+    assert 'CLASSES = ["background", "body", "glass"]' in finished.stdout
+    assert np.array_equal(masks_of(tmp_path)["p0"], filled((SQUARE, 1), (HOLE, 2)))
+
+
+def test_folder_that_is_no_data_set_says_what_is_expected(tmp_path, run):
+    (tmp_path / "set/a").mkdir(parents=True)
+    (tmp_path / "set/b").mkdir()
+    assert EXPECTED in run("prepare_data.py", "set", status=2).stderr
+
+
+@pytest.mark.parametrize("name", ["../outside", "link"])
+def test_tar_that_leads_outside_is_refused(tmp_path, run, name):
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        member = tarfile.TarInfo(name)
+        if name == "link":
+            member.type = tarfile.SYMTYPE
+            member.linkname = "/etc"
+        archive.addfile(member, io.BytesIO(b""))
+    stderr = run("prepare_data.py", "set.tar", status=2).stderr
+    assert "cannot be unpacked" in stderr
+    assert not (tmp_path.parent / "outside").exists()

@@ -1,0 +1,462 @@
+"""Photographs as people have them: a table of files, what the reader returns, what scripts say."""
+
+import functools
+import io
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from helpers import OWN_MODEL, ramp, scene
+from PIL import ExifTags, Image, ImageCms
+
+from carvana import opening
+from carvana.errors import UserError
+from carvana.images import EXIF_ORIENTATION, check_photograph, picture_size, read_image
+from carvana.metadata import saving_options, srgb_profile
+from carvana.photographs import CUTOUT, find_photographs
+
+HEIF_INSTALLED = opening.heif_plugin_installed()
+HEIC_HEAD = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(100)
+HEIC_HEAD_OF_MIF1 = struct.pack(">I", 24) + b"ftypmif1\0\0\0\0mif1heic" + bytes(100)
+
+
+# ---------------------------------------------------------------- color profiles
+# An ICC profile is a header, a table of tags, and the tags' data; ICC.1:2001-04.
+
+
+def s15_fixed16(values):
+    return struct.pack(f">{len(values)}i", *(round(value * 65536) for value in values))
+
+
+def icc_profile(space, kind, tags):
+    """Return an ICC profile, version 2.4, of (name, data) tags."""
+    table = struct.pack(">I", len(tags))
+    body = b""
+    start = 128 + 4 + 12 * len(tags)
+    for name, data in tags:
+        data += bytes(-len(data) % 4)
+        table += name + struct.pack(">II", start + len(body), len(data))
+        body += data
+    connection = b"Lab " if space == b"CMYK" else b"XYZ "
+    header = struct.pack(">I", start + len(body)) + b"lcms\2\x40\0\0" + kind + space + connection
+    header += struct.pack(">6H", 2000, 1, 1, 0, 0, 0) + b"acsp" + bytes(28)
+    header += s15_fixed16((0.9642, 1, 0.8249))
+    return header.ljust(128, b"\0") + table + body
+
+
+def text(words):
+    return b"text\0\0\0\0" + words + b"\0"
+
+
+def description(words):
+    ascii_part = struct.pack(">I", len(words) + 1) + words + b"\0"
+    return b"desc\0\0\0\0" + ascii_part + bytes(8 + 3 + 67)
+
+
+def gamma(value):
+    return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(256 * value))
+
+
+def xyz(*values):
+    return b"XYZ \0\0\0\0" + s15_fixed16(values)
+
+
+def rgb_profile(columns, exponent):
+    """Return a profile of the XYZ (D50) of red, green and blue, and a gamma."""
+    tags = [(b"desc", description(b"test")), (b"cprt", text(b"none"))]
+    tags.append((b"wtpt", xyz(0.9642, 1, 0.8249)))
+    for letter, column in zip(b"rgb", columns, strict=True):
+        tags.append((bytes([letter]) + b"XYZ", xyz(*column)))
+        tags.append((bytes([letter]) + b"TRC", gamma(exponent)))
+    return icc_profile(b"RGB ", b"mntr", tags)
+
+
+def gray_profile(exponent):
+    tags = [(b"desc", description(b"test")), (b"cprt", text(b"none"))]
+    tags += [(b"wtpt", xyz(0.9642, 1, 0.8249)), (b"kTRC", gamma(exponent))]
+    return icc_profile(b"GRAY", b"mntr", tags)
+
+
+def cmyk_profile():
+    """Return a profile in which cyan is Lab (60, -40, -40), and other inks make gray of L*."""
+    table = []
+    for node in range(16):
+        cyan, magenta, yellow, key = (node >> bit & 1 for bit in (3, 2, 1, 0))
+        lightness = 100 * (1 - key) * (1 - 0.4 * cyan) * (1 - 0.5 * magenta) * (1 - 0.1 * yellow)
+        shift = -40 * cyan * (1 - key)
+        table += [round(2.55 * lightness), round(128 + shift), round(128 + shift)]
+    lut = b"mft1\0\0\0\0\4\3\2\0" + s15_fixed16((1, 0, 0, 0, 1, 0, 0, 0, 1))
+    lut += bytes(range(256)) * 4 + bytes(table) + bytes(range(256)) * 3
+    tags = [(b"desc", description(b"test")), (b"cprt", text(b"none"))]
+    tags += [(b"wtpt", xyz(0.9642, 1, 0.8249)), (b"A2B0", lut)]
+    return icc_profile(b"CMYK", b"prtr", tags)
+
+
+DISPLAY_P3 = rgb_profile(
+    [(0.5151, 0.2412, -0.0011), (0.2919, 0.6922, 0.0419), (0.1572, 0.0666, 0.7841)], 2.2
+)
+ADOBE_RGB = rgb_profile(
+    [(0.6097, 0.3111, 0.0195), (0.2053, 0.6257, 0.0609), (0.1492, 0.0632, 0.7446)], 2.2
+)
+SIMILAR_TO_SRGB = srgb_profile()[:-1] + b"\1"  # other bytes, the same colors
+
+
+def stored(levels, profile, space):
+    """Return sRGB levels (H, W, 3) as a picture in the colors of a profile."""
+    return ImageCms.profileToProfile(
+        Image.fromarray(levels),
+        ImageCms.createProfile("sRGB"),
+        io.BytesIO(profile),
+        ImageCms.Intent.RELATIVE_COLORIMETRIC,
+        outputMode=space,
+    )
+
+
+# ---------------------------------------------------------------- the table
+
+
+class Case(NamedTuple):
+    """A file, and what the reader returns of it."""
+
+    name: str
+    file: str
+    image: Image.Image | bytes
+    expected: np.ndarray | str  # uint8 (H, W, 3), or the reason in a message
+    tolerance: int = 0
+    options: dict[str, Any] = {}  # of Image.save
+    form: str | None = None  # of the content, where the ending does not say it
+
+    def write(self, folder):
+        path = folder / self.file
+        if isinstance(self.image, bytes):
+            path.write_bytes(self.image)
+        else:
+            self.image.save(path, self.form, **self.options)
+        return path
+
+
+def muted():
+    """Return a picture whose colors every profile here can hold, uint8 (H, W, 3)."""
+    return (ramp() // 2 + 60).astype(np.uint8)
+
+
+PICTURE = Image.fromarray(muted())
+GRAY = muted()[..., :1].repeat(3, axis=2)
+FLAT = functools.partial(np.full, (40, 60, 3), dtype=np.uint8)
+
+ENDINGS = [
+    Case("jfif", "a.jfif", PICTURE, muted(), 8, {"quality": 98}, "JPEG"),
+    Case("jpe", "a.JPE", PICTURE, muted(), 8, {"quality": 98}, "JPEG"),
+    Case("gif", "a.gif", Image.fromarray(GRAY[..., 0]), GRAY),
+    Case("ppm", "a.ppm", PICTURE, muted()),
+    Case("pgm", "a.pgm", Image.fromarray(GRAY[..., 0]), GRAY),
+    Case("JPEG 2000", "a.jp2", PICTURE, muted(), 0, {"irreversible": False}),
+    Case("JPEG 2000 stream", "a.j2k", PICTURE, muted(), 0, {"irreversible": False}),
+    Case("avif", "a.avif", PICTURE, muted(), 12, {"quality": 95}),
+    Case("webp called jpg", "a.jpg", PICTURE, muted(), 0, {"lossless": True}, "WEBP"),
+    Case("png called jpg", "a.jpg", PICTURE, muted(), 0, {}, "PNG"),
+    Case("jpeg called png", "a.png", PICTURE, muted(), 8, {"quality": 98}, "JPEG"),
+    Case("jpeg called heic", "a.jpg", PICTURE, muted(), 8, {"quality": 98}, "JPEG"),
+    Case("avif called jpg", "a.jpg", PICTURE, muted(), 12, {"quality": 95}, "AVIF"),
+    Case(
+        "gif of frames",
+        "a.gif",
+        PICTURE,
+        "2 pictures in one file; save the one",
+        0,
+        {"save_all": True, "append_images": [Image.new("RGB", (60, 40))]},
+    ),
+]
+
+COLORS = [
+    Case("no profile", "a.png", PICTURE, muted()),
+    Case("sRGB", "a.png", PICTURE, muted(), 0, {"icc_profile": srgb_profile()}),
+    Case("another sRGB", "a.png", PICTURE, muted(), 0, {"icc_profile": SIMILAR_TO_SRGB}),
+    Case(
+        "Display P3",
+        "a.png",
+        stored(muted(), DISPLAY_P3, "RGB"),
+        muted(),
+        2,
+        {"icc_profile": DISPLAY_P3},
+    ),
+    Case(
+        "Display P3's dull red",
+        "a.png",
+        Image.new("RGB", (60, 40), (234, 51, 35)),
+        FLAT(fill_value=(255, 0, 0)),
+        6,
+        {"icc_profile": DISPLAY_P3},
+    ),
+    Case(
+        "Display P3, JPEG",
+        "a.jpg",
+        stored(muted(), DISPLAY_P3, "RGB"),
+        muted(),
+        8,
+        {"icc_profile": DISPLAY_P3, "quality": 98},
+    ),
+    Case(
+        "Display P3, TIFF",
+        "a.tif",
+        stored(muted(), DISPLAY_P3, "RGB"),
+        muted(),
+        2,
+        {"icc_profile": DISPLAY_P3},
+    ),
+    Case(
+        "Display P3, WebP",
+        "a.webp",
+        stored(muted(), DISPLAY_P3, "RGB"),
+        muted(),
+        2,
+        {"icc_profile": DISPLAY_P3, "lossless": True},
+    ),
+    Case(
+        "Display P3, AVIF",
+        "a.avif",
+        stored(muted(), DISPLAY_P3, "RGB"),
+        muted(),
+        14,
+        {"icc_profile": DISPLAY_P3, "quality": 95},
+    ),
+    Case(
+        "Display P3 with alpha",
+        "a.png",
+        stored(muted(), DISPLAY_P3, "RGB").convert("RGBA"),
+        muted(),
+        2,
+        {"icc_profile": DISPLAY_P3},
+    ),
+    Case(
+        "Adobe RGB",
+        "a.png",
+        stored(muted(), ADOBE_RGB, "RGB"),
+        muted(),
+        3,
+        {"icc_profile": ADOBE_RGB},
+    ),
+    Case(
+        "gray of gamma 1.0",
+        "a.png",
+        Image.new("L", (60, 40), 55),
+        FLAT(fill_value=128),
+        2,
+        {"icc_profile": gray_profile(1.0)},
+    ),
+    Case(
+        "CMYK",
+        "a.jpg",
+        Image.new("CMYK", (60, 40), (255, 0, 0, 0)),
+        FLAT(fill_value=(0, 162, 215)),
+        8,
+        {"icc_profile": cmyk_profile(), "quality": 98},
+    ),
+    Case("damaged profile", "a.png", PICTURE, muted(), 0, {"icc_profile": DISPLAY_P3[:200]}),
+    Case("no profile at all", "a.png", PICTURE, muted(), 0, {"icc_profile": b"profile"}),
+    Case("profile of another kind", "a.png", PICTURE, muted(), 0, {"icc_profile": cmyk_profile()}),
+    Case(
+        "gray with a color profile",
+        "a.png",
+        PICTURE.convert("L"),
+        np.asarray(PICTURE.convert("L").convert("RGB")),
+        0,
+        {"icc_profile": ADOBE_RGB},
+    ),
+]
+
+CASES = ENDINGS + COLORS
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [None, (20, 30)])
+def test_photograph_is_read_as_it_is_meant(tmp_path, case, size, channels):
+    path = case.write(tmp_path)
+    if isinstance(case.expected, str):
+        with pytest.raises(UserError, match=rf"{path.name}: .*{case.expected}"):
+            read_image(path, size, channels)
+        return
+    assert picture_size(path) == check_photograph(path) == (40, 60)
+    picture = Image.fromarray(case.expected)
+    if size:
+        picture = picture.resize(size[::-1], Image.Resampling.HAMMING)
+    if channels == 1:
+        picture = picture.convert("L")
+    read = read_image(path, size, channels)
+    expected = np.asarray(picture).reshape(read.shape)
+    assert np.abs(read.astype(int) - expected).max() <= case.tolerance + bool(size)
+
+
+@pytest.mark.parametrize("size", [None, (80, 120)])
+def test_photograph_without_other_colors_is_read_bit_identically(tmp_path, size):
+    """A profile of sRGB, or one that says nothing, changes no level."""
+    image = Image.fromarray(scene(3, 320, 480)[0])
+    image.save(tmp_path / "a.jpg", quality=95)
+    for name, profile in {"b.jpg": SIMILAR_TO_SRGB, "c.jpg": DISPLAY_P3[:200]}.items():
+        image.save(tmp_path / name, quality=95, icc_profile=profile)
+        for channels in (1, 3):
+            plain = read_image(tmp_path / "a.jpg", size, channels)
+            assert np.array_equal(read_image(tmp_path / name, size, channels), plain), name
+
+
+# ---------------------------------------------------------------- HEIC
+
+
+@pytest.mark.parametrize("head", [HEIC_HEAD, HEIC_HEAD_OF_MIF1])
+def test_heic_without_its_plugin_names_it(tmp_path, monkeypatch, head):
+    monkeypatch.setattr(opening, "heif_plugin_installed", lambda: False)
+    (tmp_path / "IMG_1.jpg").write_bytes(head)
+    expected = r"IMG_1.jpg: cannot be read \(HEIC, for which .*: pip install pillow-heif\)"
+    with pytest.raises(UserError, match=expected):
+        read_image(tmp_path / "IMG_1.jpg")
+
+
+@pytest.mark.skipif(not HEIF_INSTALLED, reason="needs pillow-heif")
+@pytest.mark.parametrize("name", ["a.heic", "a.jpg"])
+def test_heic_is_read_with_its_plugin(tmp_path, name):
+    assert opening.is_photograph("a.HEIC")
+    opening._register_heif()
+    PICTURE.save(tmp_path / name, "HEIF", quality=95)
+    read = read_image(tmp_path / name)
+    assert picture_size(tmp_path / name) == (40, 60)
+    assert np.abs(read.astype(int) - muted()).mean() < 3
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:300])
+    with pytest.raises(UserError, match=f"{name}: cannot be read"):
+        read_image(tmp_path / name)
+
+
+# ---------------------------------------------------------------- which photographs
+
+
+def fill(folder, *names):
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return str(folder)
+
+
+def test_folders_name_what_they_leave_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "heif_plugin_installed", lambda: False)
+    names = ("a.jpg", "b.JFIF", "c.gif", "d.HEIC", "e.heic", "f.psd", "g", "Thumbs.db", ".h.txt")
+    folder = fill(tmp_path / "photos", *names)
+    left_out = "left out 2 .heic (for these: pip install pillow-heif), 1 .psd, 1 without an ending"
+    for word in (folder, f"{folder}/*"):
+        photographs, faults, remarks = find_photographs([word], tmp_path / "out")
+        assert [photograph.path.name for photograph in photographs] == list(names[:3])
+        assert (faults, remarks) == ([], [f"{word}: {left_out}"])
+    empty = fill(tmp_path / "raw", "a.nef", "b.nef")
+    for word in (empty, f"{empty}/*.nef"):
+        photographs, (fault,), remarks = find_photographs([word], tmp_path / "out")
+        assert (photographs, remarks) == ([], [])
+        assert "but 2 .nef" in fault
+    monkeypatch.setattr(opening, "heif_plugin_installed", lambda: True)
+    photographs, _, (remark,) = find_photographs([folder], tmp_path / "out")
+    assert len(photographs) == 5
+    assert ".heic" not in remark
+
+
+def test_inference_takes_every_kind_and_names_the_rest(work, run):
+    photos = work / "kinds"
+    photos.mkdir()
+    image = Image.fromarray(scene(1)[0])
+    for name in ("a.jfif", "b.jpe"):
+        image.save(photos / name, "JPEG")
+    for name in ("c.gif", "d.avif", "e.jp2"):
+        image.save(photos / name)
+    (photos / "f.psd").write_bytes(b"8BPS")
+    finished = run("inference.py", *OWN_MODEL, "--img", "kinds")
+    assert "5 photographs in" in finished.stdout
+    assert finished.stderr.startswith("warning: kinds: left out 1 .psd\n")
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def full_exif(orientation):
+    """Return EXIF with everything that may be in it, and a place."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Make] = "Maker"
+    exif[ExifTags.Base.Copyright] = "© Zoë".encode()
+    exif[ExifTags.Base.Software] = "unimportant"
+    exif[ExifTags.IFD.Exif] = {
+        ExifTags.Base.ExposureTime: 1 / 125,
+        ExifTags.Base.DateTimeOriginal: "2026:01:02 03:04:05",
+        ExifTags.Base.MakerNote: b"secrets",
+        ExifTags.Base.BodySerialNumber: "12345",
+        ExifTags.Base.ColorSpace: 65535,
+    }
+    exif[ExifTags.IFD.GPSInfo] = {1: "N", 2: (48.0, 8.0, 0.0)}
+    return exif
+
+
+def test_inference_keeps_colors_resolution_and_exif(work, run):
+    folder = work / "p3"
+    folder.mkdir()
+    upright = stored(scene(1)[0] // 2 + 60, DISPLAY_P3, "RGB")
+    options = {"icc_profile": DISPLAY_P3, "exif": full_exif(6), "dpi": (300, 150), "quality": 98}
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "a.jpg", **options)
+    Image.fromarray(scene(1)[0]).save(folder / "plain.jpg")
+    background = ("--background", "p3/a.jpg")
+    run("inference.py", *OWN_MODEL, "--img", "p3", "--cutout", *background)
+    assert np.abs(read_image(folder / "a.jpg").astype(int) - scene(1)[0] // 2 - 60).mean() < 3
+    for ending in ("overlay.jpg", "cutout.png", "background.jpg"):
+        with Image.open(work / f"outputs/a_{ending}") as written:
+            assert written.size == (72, 48)
+            assert written.info["icc_profile"] == srgb_profile()
+            assert [round(dpi) for dpi in written.info["dpi"]] == [150, 300]
+            exif = written.getexif()
+            details = exif.get_ifd(ExifTags.IFD.Exif)
+            assert exif.get_ifd(ExifTags.IFD.GPSInfo) == {}
+        assert exif[ExifTags.Base.Make] == "Maker"
+        assert exif[ExifTags.Base.Copyright].encode("latin-1") == "© Zoë".encode()
+        assert float(details[ExifTags.Base.ExposureTime]) == 1 / 125
+        assert details[ExifTags.Base.DateTimeOriginal] == "2026:01:02 03:04:05"
+        assert details[ExifTags.Base.ColorSpace] == 1
+        dropped = {EXIF_ORIENTATION, ExifTags.Base.Software}
+        assert not dropped & set(exif)
+        assert not {ExifTags.Base.MakerNote, ExifTags.Base.BodySerialNumber} & set(details)
+        with Image.open(work / f"outputs/plain_{ending}") as written:
+            assert not {"icc_profile", "exif", "dpi"} & set(written.info)
+
+
+def test_inference_cuts_out_in_the_colors_that_the_photograph_shows(work, run):
+    """A Display P3 photograph and the same in sRGB have the same mask and cutout."""
+    levels = scene(1)[0] // 2 + 60
+    folder = work / "colors"
+    folder.mkdir()
+    Image.fromarray(levels).save(folder / "srgb.png")
+    stored(levels, DISPLAY_P3, "RGB").save(folder / "p3.png", icc_profile=DISPLAY_P3)
+    run("inference.py", *OWN_MODEL, "--img", "colors", "--cutout", "--no-overlay")
+    srgb, p3 = (
+        np.asarray(Image.open(work / f"outputs/{name}_{CUTOUT}")) for name in ("srgb", "p3")
+    )
+    opaque = (srgb[..., 3] == 255) & (p3[..., 3] == 255)
+    assert opaque.any()
+    assert np.abs(srgb.astype(int) - p3)[opaque].max() <= 3
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"dpi": (0, 0)},
+        {"dpi": (float("nan"), 72)},
+        {"dpi": (10**9, 10**9)},
+        {"dpi": (72,)},
+        {"exif": b"Exif\0\0" + bytes(range(256)) * 20},
+        {"exif": b"Exif\0\0II*\0\xff\xff\xff\x7f"},
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # as carvana.images has it
+def test_absurd_metadata_is_not_passed_on(info):
+    image = Image.new("RGB", (4, 4))
+    image.info |= info
+    assert saving_options(image, turned=False) == {}
+
+
+def test_exif_that_a_jpeg_cannot_hold_is_not_passed_on():
+    image = Image.new("RGB", (4, 4))
+    image.getexif()[ExifTags.Base.ImageDescription] = "x" * 70_000
+    assert saving_options(image, turned=False) == {}
