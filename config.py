@@ -16,9 +16,11 @@ from carvana.schema import (
     Count,
     FilePath,
     Fraction,
+    ImageLevels,
     MaskResize,
     MaskThreshold,
     MaskValues,
+    Megapixels,
     Palette,
     PixelBlock,
     Precision,
@@ -36,6 +38,9 @@ VAL_IMG_DIR: FilePath = "data/val_images/"  # photographs of other cars, to scor
 VAL_MASK_DIR: FilePath = "data/val_masks/"  # their masks
 # between a photograph's name and its mask's; "" where they are the same
 MASK_SUFFIX: str = "_mask"
+MASK_PREFIX: str = ""  # before the name in a mask's, such as mask_
+IMAGE_SUFFIX: str = ""  # after the name in a photograph's, such as _sat
+IMAGE_PREFIX: str = ""  # before it
 # matches a name without its ending; photographs with the same text in its first group (Carvana: the
 # car) go to the same side of a split
 GROUP_REGEX: str = "([0-9a-f]{12})_(0[1-9]|1[0-6])"
@@ -54,6 +59,8 @@ MASK_VALUES: MaskValues = []
 # of one class, for soft masks and JPEG: levels over this, of 255, are foreground, such as 127; -1:
 # off, since other values may be other things
 MASK_THRESHOLD: MaskThreshold = -1
+# refuse larger pictures: files can be made to fill the memory; raise it for 200 MP phones
+MAX_MEGAPIXELS: Megapixels = 179
 # decode each file once and keep what the network needs of it: 150 KB a pair at 160x240
 CACHE: bool = True
 CACHE_DIR: FilePath = "data/.cache/"  # where to; a fast disk with room
@@ -65,6 +72,8 @@ PIN_MEMORY: bool = True  # faster copies to a GPU; no effect without one
 IMAGE_HEIGHT: Side = 160  # more gives finer outlines, at a cost that grows with the area
 IMAGE_WIDTH: Side = 240  # Carvana's photographs are 1918x1280, 3 : 2
 IN_CHANNELS: Literal[1, 3] = 3  # gray or color
+# the level that is white in 16-bit photographs: 4095 where they hold 12 bits, 1023 where 10
+IMAGE_LEVELS: ImageLevels = 65535
 MEAN: ChannelMeans = [0.0]  # subtracted from levels in 0 to 1; one value, or one a channel
 STD: ChannelStds = [1.0]  # divided by after that; one value, or one a channel
 # area keeps the outline where it is; nearest is what the tutorials' scores were measured with

@@ -24,7 +24,8 @@ from carvana.errors import raise_all, result_or_error, warn
 from carvana.images import Reading, Size, read_all, read_hard_mask
 from carvana.interrupts import leave_signals_alone
 from carvana.mask_values import MaskFacts, find_ignored_class, judge_set, measure_mask
-from carvana.pairs import MASK_SUFFIX, find_pairs
+from carvana.naming import NAMING, Naming
+from carvana.pairs import find_pairs
 from carvana.sampling import EpochSampler
 
 PREFETCH_FACTOR = 4  # batches that each worker reads ahead
@@ -51,7 +52,7 @@ class CarvanaDataset(Dataset):
         size: (H, W) to read at; None for each picture's own.
         mask_resize: see images.read_mask.
         cache_dir: where what was read at `size` is kept for later epochs and runs; None: nowhere.
-        suffix: what stands between a photograph's name and its mask's.
+        naming: what stands before and after the name that a photograph and its mask share.
 
     Raises:
         UserError: naming all files, if images and masks do not pair.
@@ -67,11 +68,11 @@ class CarvanaDataset(Dataset):
         channels: int = 3,
         mask_resize: str = "area",
         classes: Classes = SINGLE,
-        suffix: str = MASK_SUFFIX,
+        naming: Naming = NAMING,
         seed: int = 0,
         cache_dir: str | Path | None = None,
     ) -> None:
-        self.pairs = find_pairs(image_dir, mask_dir, suffix)
+        self.pairs = find_pairs(image_dir, mask_dir, naming)
         self.transform = transform
         self.seed = seed
         self.reading = Reading(size and tuple(size), channels, mask_resize, classes)

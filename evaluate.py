@@ -13,7 +13,8 @@ import config
 from carvana import options
 from carvana.errors import one_line, user_errors
 from carvana.files import PAIR_FILE, check_not_inputs, replacing
-from carvana.pairs import find_pairs
+from carvana.naming import AFFIX_CONSTANTS, Naming
+from carvana.pairs import find_pairs, warn_of_left_out
 from carvana.threads import keep_freed_memory
 
 WORST = 5  # files that are listed
@@ -27,7 +28,7 @@ def parse_args() -> argparse.Namespace:
     )
     options.add_pair_folders(parser, config.VAL_IMG_DIR, config.VAL_MASK_DIR)
     constants = options.read_constants(config)
-    options.add_constants(parser, constants, ["MASK_SUFFIX", "BATCH_SIZE", "NUM_WORKERS"])
+    options.add_constants(parser, constants, [*AFFIX_CONSTANTS, "BATCH_SIZE", "NUM_WORKERS"])
     _add_mask_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write all scores there, image by image")
     options.add_device_option(parser)
@@ -35,7 +36,8 @@ def parse_args() -> argparse.Namespace:
     args.cfg = options.resolve(config, args)
     options.check_model_file(args.model)
     options.check_json_folder(args.json)
-    pairs = find_pairs(args.images, args.masks, args.cfg.MASK_SUFFIX)
+    pairs = find_pairs(args.images, args.masks, Naming.from_constants(vars(args.cfg)))
+    warn_of_left_out(args.images, args.masks)
     if args.json:
         inputs = {"the model": [args.model], PAIR_FILE: itertools.chain(*pairs)}
         check_not_inputs([args.json], inputs, "name another file with --json")
@@ -69,7 +71,9 @@ def main() -> None:
     cfg = args.cfg
     mask_constants = {"MASK_VALUES": args.mask_values, "MASK_THRESHOLD": args.mask_threshold}
     given = {name: value for name, value in mask_constants.items() if value is not None}
-    loading = utils.Loading(cfg.MASK_SUFFIX, cfg.BATCH_SIZE, cfg.NUM_WORKERS, given)
+    loading = utils.Loading(
+        Naming.from_constants(vars(cfg)), cfg.BATCH_SIZE, cfg.NUM_WORKERS, given
+    )
     scores = utils.evaluate(args.model, args.images, args.masks, loading, args.device)
     if scores is None:  # of several processes the first one reports
         return

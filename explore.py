@@ -14,6 +14,7 @@ import config
 from carvana.classes import Classes
 from carvana.errors import UserError, user_errors
 from carvana.files import PAIR_FILE, check_not_inputs
+from carvana.naming import Naming
 from carvana.options import (
     add_data_options,
     add_pair_folders,
@@ -22,7 +23,7 @@ from carvana.options import (
     resolve,
 )
 from carvana.outlines import describe_noise, outline_noise
-from carvana.pairs import find_pairs
+from carvana.pairs import find_pairs, warn_of_left_out
 from carvana.reports import explore_page
 from carvana.survey import survey_pairs
 from carvana.threads import keep_freed_memory, map_in_threads
@@ -68,7 +69,8 @@ def main() -> None:
     args = parse_args()
     constants = resolve(config, args)
     classes = Classes.from_constants(vars(constants))
-    pairs = find_pairs(args.images, args.masks, constants.MASK_SUFFIX)
+    pairs = find_pairs(args.images, args.masks, Naming.from_constants(vars(constants)))
+    warn_of_left_out(args.images, args.masks)
     inputs = {PAIR_FILE: itertools.chain(*pairs)}
     check_not_inputs([args.out], inputs, "name another file with --out")
     survey = survey_pairs(pairs, classes, constants.GROUP_REGEX)

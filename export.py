@@ -22,12 +22,13 @@ from carvana import options
 from carvana.errors import UserError, user_errors
 from carvana.export_formats import FORMATS, missing_modules
 from carvana.files import check_not_inputs
+from carvana.naming import AFFIX_CONSTANTS, Naming
 from carvana.pairs import check_folders
 from carvana.threads import keep_freed_memory
 
 
 def parse_args() -> argparse.Namespace:
-    """Return the options, checked, with `suffix` among them."""
+    """Return the options, checked, with `naming` among them."""
     parser = options.make_parser(__doc__)
     options.add_model_option(parser, "checkpoint")
     parser.add_argument(
@@ -60,9 +61,9 @@ def parse_args() -> argparse.Namespace:
         default=config.TRAIN_MASK_DIR,
         help="their masks; default %(default)s",
     )
-    options.add_constants(parser, options.read_constants(config), ["MASK_SUFFIX"])
+    options.add_constants(parser, options.read_constants(config), AFFIX_CONSTANTS)
     args = parser.parse_args()
-    args.suffix = options.resolve(config, args).MASK_SUFFIX
+    args.naming = Naming.from_constants(vars(options.resolve(config, args)))
     if bool(args.images) != bool(args.masks):
         raise UserError("--images and --masks go together; give both, or neither")
     check_files(args)
@@ -82,7 +83,7 @@ def check_files(args: argparse.Namespace) -> None:
             f"{' and '.join(missing)} {verb} not installed, which onnx and int8 need; "
             f"pip install {' '.join(missing)}, or leave them out of --formats"
         )
-    check_folders(*named_folders(args), suffix=args.suffix)
+    check_folders(*named_folders(args), naming=args.naming)
 
 
 def named_folders(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -112,7 +113,7 @@ def main() -> None:
     from carvana import exporting
 
     export_options = exporting.ExportOptions(
-        args.model, args.out, args.formats, scored, calibration, args.suffix
+        args.model, args.out, args.formats, scored, calibration, args.naming
     )
     model = utils.load_model(args.model, "cpu")
     exporting.export(model, export_options)

@@ -16,7 +16,7 @@ from carvana import options
 from carvana.errors import UserError, bullet_list, user_errors, warn
 from carvana.files import check_not_inputs
 from carvana.matting import parse_background
-from carvana.opening import IMAGE_TYPES
+from carvana.opening import IMAGE_TYPES, set_max_megapixels
 from carvana.photographs import ENDINGS, Photograph, find_photographs
 from carvana.submission_settings import run_settings, settings_of
 from carvana.threads import keep_freed_memory
@@ -41,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", metavar="DIR", default="outputs", help="where the files go; default %(default)s"
     )
+    options.add_constants(parser, options.read_constants(config), ["MAX_MEGAPIXELS"])
     add_output_options(parser.add_argument_group("what is written"))
     add_prediction_options(parser.add_argument_group("how masks are predicted"))
     return parser
@@ -95,6 +96,13 @@ def add_prediction_options(group: argparse._ArgumentGroup) -> None:
         help="probability above which a pixel is car; default: the model's own",
     )
     group.add_argument(
+        "--image-levels",
+        type=int,
+        metavar="INT",
+        help="the level that is white in 16-bit photographs, such as 4095 where they hold 12 "
+        "bits; default: as the model was trained",
+    )
+    group.add_argument(
         "--tta",
         action="store_true",
         help="average with the mirror image: twice the time, a little better",
@@ -112,6 +120,7 @@ def add_prediction_options(group: argparse._ArgumentGroup) -> None:
 def parse_args() -> argparse.Namespace:
     """Return the options, checked, with the background's color or photograph."""
     args = make_parser().parse_args()
+    set_max_megapixels(options.resolve(config, args).MAX_MEGAPIXELS)
     if args.threshold is not None and not 0 < args.threshold < 1:
         raise UserError(
             f"--threshold: expected a probability between 0 and 1, found {args.threshold}"
@@ -120,6 +129,8 @@ def parse_args() -> argparse.Namespace:
         raise UserError(
             f"--batch-size: expected 1..{MAX_BATCH_SIZE} photographs, found {args.batch_size}"
         )
+    if args.image_levels is not None and not 255 <= args.image_levels <= 65535:
+        raise UserError(f"--image-levels: expected 255..65535 levels, found {args.image_levels}")
     if not args.save and (args.cutout or args.background):
         raise UserError(
             "--no-save leaves nothing for --cutout or --background to write; omit one of them"
@@ -198,6 +209,7 @@ def main() -> None:
         rle=args.rle,
         gallery=config.GALLERY_MAX if args.gallery else 0,
         threshold=args.threshold,
+        levels=args.image_levels,
         tta=args.tta,
         batch_size=args.batch_size,
     )

@@ -22,6 +22,7 @@ import config
 from carvana.classes import Classes
 from carvana.errors import UserError, one_line, user_errors
 from carvana.files import is_inside
+from carvana.naming import Naming
 from carvana.options import (
     Constant,
     add_data_options,
@@ -48,13 +49,29 @@ def parse_args(constants: dict[str, Constant]) -> argparse.Namespace:
     """
     parser = make_parser(__doc__)
     parser.add_argument(
-        "source", nargs="*", help="TRAIN_ZIP MASKS_ZIP, or one outer zip, or a folder with either"
+        "source",
+        nargs="*",
+        help="photographs and masks, or one archive or folder that holds both, in any of the usual "
+        "layouts; archives are .zip, .tar.gz and the like",
     )
-    parser.add_argument("--images", metavar="DIR", help="folder of photographs")
+    parser.add_argument("--images", metavar="PATH", help="folder or archive of photographs")
     parser.add_argument(
         "--masks",
-        metavar="DIR",
-        help="folder of masks, NAME_mask.png or NAME.png (gif, bmp and tif as well)",
+        metavar="PATH",
+        help="folder or archive of masks, NAME_mask.png or NAME.png (gif, bmp and tif as well); or "
+        "annotations: COCO's .json, LabelMe's, CVAT's or Pascal VOC's",
+    )
+    parser.add_argument(
+        "--recursive",
+        action="store_true",
+        help="look into the folders' sub-folders too, which must be the same ones for photographs "
+        "and masks; a file is then named after its folders",
+    )
+    parser.add_argument(
+        "--missing-mask",
+        choices=("error", "empty"),
+        default="error",
+        help="empty: a photograph without a mask shows nothing but background (default error)",
     )
     parser.add_argument(
         "--out",
@@ -197,7 +214,7 @@ def main() -> None:
         prepare_demo(out, _read_demo_options(args), args.force)
         return
     options = DataOptions(
-        suffix=constants.MASK_SUFFIX,
+        naming=Naming.from_constants(vars(constants)),
         group_regex=constants.GROUP_REGEX,
         classes=Classes.from_constants(vars(constants)),
         val_fraction=args.val_fraction,
@@ -205,14 +222,16 @@ def main() -> None:
         seed=args.seed,
         skip_bad=args.skip_bad,
         force=args.force,
+        empty_masks=args.missing_mask == "empty",
     )
     check_sources_stay([*args.source, args.images, args.masks], out)
     if args.check:
         check(out, options)
     elif args.images:
-        prepare(out, partial(open_sources, [args.images, args.masks]), options)
+        paths = [args.images, args.masks]
+        prepare(out, partial(open_sources, paths, recursive=args.recursive), options)
     else:
-        prepare(out, partial(open_sources, args.source), options)
+        prepare(out, partial(open_sources, args.source, recursive=args.recursive), options)
 
 
 def check_sources_stay(sources: Iterable[str | None], out: Path) -> None:

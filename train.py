@@ -46,6 +46,7 @@ from carvana.errors import UserError, first_few
 from carvana.interrupts import Interrupted, Pause, Signals, looks_within_epoch
 from carvana.locks import output_locks
 from carvana.losses import make_loss
+from carvana.naming import Naming
 from carvana.options import default_values
 from carvana.progress import LossMeter, Progress
 from carvana.weights import load_matching_weights
@@ -184,7 +185,7 @@ class Trainer:
             channels=cfg.IN_CHANNELS,
             mask_resize=cfg.MASK_RESIZE,
             classes=self.classes,
-            suffix=cfg.MASK_SUFFIX,
+            naming=Naming.from_constants(vars(cfg)),
             seed=cfg.SEED,
             cache_dir=cfg.CACHE_DIR if cfg.CACHE else None,
         )

@@ -12,7 +12,7 @@ from carvana.device import find_device
 from carvana.evaluation import check_accuracy, save_predictions_as_imgs
 from carvana.exported import is_exported, load_exported
 from carvana.model_config import mask_classes, model_config, network_size
-from carvana.pairs import MASK_SUFFIX
+from carvana.naming import NAMING, Naming
 from carvana.predicting import predict
 from carvana.weights import load_checkpoint
 from dataset import CarvanaDataset, check_readable, get_loaders, make_loader, val_transform
@@ -50,7 +50,7 @@ def load_model(path: str | Path, device: str | torch.device = "auto") -> nn.Modu
 class Loading(NamedTuple):
     """How evaluate reads pairs."""
 
-    suffix: str = MASK_SUFFIX  # between a photograph's name and its mask's
+    naming: Naming = NAMING  # what surrounds the name that a photograph and its mask share
     batch_size: int = 16
     num_workers: int = -1  # as many as this machine needs
     mask_constants: dict[str, Any] | None = None  # MASK_VALUES, MASK_THRESHOLD; None: the model's
@@ -81,7 +81,7 @@ def evaluate(
             channels=trained["IN_CHANNELS"],
             mask_resize=trained["MASK_RESIZE"],
             classes=classes,
-            suffix=loading.suffix,
+            naming=loading.naming,
         )
         check_readable(dataset)
         loader = make_loader(

@@ -245,7 +245,8 @@ def read_shown(
     path = dataset.pairs[index][0]
     try:
         size = display_size(path, height)
-        return read_image(path, size), dataset.mask(index, size)
+        image = read_image(path, size, levels=dataset.reading.levels)
+        return image, dataset.mask(index, size)
     except UserError:
         size = fit_height(scored_size, height)
         return np.zeros((*size, 3), np.uint8), np.zeros(size, np.uint8)

@@ -39,7 +39,8 @@ from carvana.model_config import (
     model_config,
     network_size,
 )
-from carvana.pairs import MASK_SUFFIX, find_pairs
+from carvana.naming import NAMING, Naming
+from carvana.pairs import find_pairs
 from carvana.rendering import render_set
 from carvana.templating import TEMPLATES, render
 from carvana.worker_process import WorkerError, WorkerProcess
@@ -67,7 +68,7 @@ class ExportOptions:
     formats: list[str]
     scored_folders: tuple[str, str] | None  # images, masks; None: rendered cars
     calibration_folders: tuple[str, str] | None  # likewise
-    suffix: str = MASK_SUFFIX
+    naming: Naming = NAMING
 
 
 class ExportData(NamedTuple):
@@ -109,14 +110,14 @@ def load_data(options: ExportOptions, model: nn.Module) -> ExportData:
         rendered = RenderedFolders(Path(folder, "set"), model)
         calibration = []
         if "int8" in options.formats:
-            folders, suffix = options.calibration_folders, options.suffix
+            folders, naming = options.calibration_folders, options.naming
             if not folders:
-                folders, suffix = rendered.folders("train"), MASK_SUFFIX
-            calibration = _read(folders, suffix, CALIBRATION_IMAGES + CHOICE_IMAGES, model)
-        folders, suffix = options.scored_folders, options.suffix
+                folders, naming = rendered.folders("train"), NAMING
+            calibration = _read(folders, naming, CALIBRATION_IMAGES + CHOICE_IMAGES, model)
+        folders, naming = options.scored_folders, options.naming
         if not folders:
-            folders, suffix = rendered.folders("val"), MASK_SUFFIX
-        scored = _read(folders, suffix, SCORED_IMAGES, model)
+            folders, naming = rendered.folders("val"), NAMING
+        scored = _read(folders, naming, SCORED_IMAGES, model)
     if "int8" in options.formats and len(calibration) < MIN_CALIBRATION_IMAGES:
         raise UserError(
             f"{options.calibration_folders[0]} holds {len(calibration)} photographs; int8 needs "
@@ -153,10 +154,10 @@ class RenderedFolders:
 
 
 def _read(
-    folders: tuple[str | Path, str | Path], suffix: str, count: int, model: nn.Module
+    folders: tuple[str | Path, str | Path], naming: Naming, count: int, model: nn.Module
 ) -> list[LabeledImage]:
     """Read at most `count` pairs, evenly spread over two folders."""
-    pairs = find_pairs(*folders, suffix)
+    pairs = find_pairs(*folders, naming)
     if len(pairs) > count:
         pairs = [pairs[i * len(pairs) // count] for i in range(count)]
     config = model_config(model)

@@ -52,9 +52,15 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TURNS = {5: "-transpose", 6: "-rotate 90", 7: "-transverse", 8: "-rotate -90"}  # ImageMagick's
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by the number of channels
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")  # of pictures with an alpha channel
 LOSSY_FORMATS = ("JPEG", "WEBP")  # WebP can also be lossless
+FULL_RANGE = 65535  # the largest level of 16 bits
+BIT_RANGES = {8: 255, 10: 1023, 12: 4095, 14: 16383}  # bits that 16-bit files often hold
+DEEP_TYPES = (".png", ".tif", ".tiff")  # that do not say how many of their 16 bits are in use
+BITS_TAG = 258  # of a TIFF
+LEVEL_SAMPLE = 16  # photographs whose levels are looked at
 PLACE_VALUES = [65536, 256, 1]  # of red, green and blue in a color's number
 MOST_ADVISERS = 300  # masks that a message looks at to tell what to set
 LISTED_FILES = 20  # masks with wrong values that a message names
@@ -71,6 +77,7 @@ class Reading(NamedTuple):
     channels: int = 3
     mask_resize: str = "area"
     classes: Classes = SINGLE
+    levels: int = FULL_RANGE  # of 16-bit photographs, see read_image
 
     def item_bytes(self) -> int:
         """Return the bytes of a pair on its way to the network; 0 if the size is not known.
@@ -83,7 +90,8 @@ class Reading(NamedTuple):
 
     def read_pair(self, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
         """Return read_image and read_target of (image path, mask path)."""
-        return read_image(pair[0], self.size, self.channels), self.read_target(pair[1])
+        image = read_image(pair[0], self.size, self.channels, self.levels)
+        return image, self.read_target(pair[1])
 
     def read_target(self, path: Path) -> np.ndarray:
         """Return the mask as training takes it."""
@@ -134,8 +142,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
                 raise ValueError(f"{image.n_frames} pictures in one file; save the one that counts")
             yield image
     except Exception as error:  # a hostile file can raise nearly anything inside a decoder
-        reason = error_summary(error)
-        reason = f"cannot be read ({reason})"
+        reason = f"cannot be read ({error_summary(error)})"
         if isinstance(error, WrongValues) and not isinstance(error, UnknownValues):
             reason = str(error)
         raise UserError(f"{one_line(path)}: {reason}") from error
@@ -169,6 +176,20 @@ def _size_of_version(path: str | Path, _stamp: tuple) -> Size:
         return _upright_size(image)
 
 
+def describe_turn(path: Path, mask: Path) -> str:
+    """Return why a photograph's sides may be its mask's exchanged, and what to do; "" if not."""
+    with _opened(path) as image:
+        orientation = _orientation(image)
+    if orientation not in TURNS:
+        return ""
+    return (
+        f"; its EXIF orientation, {orientation}, turns it, and the mask was drawn on the unturned "
+        f"photograph: turn the mask too (magick mogrify {TURNS[orientation]} "
+        f"{one_line(mask.name)}), or remove the orientation (exiftool -Orientation= "
+        f"{one_line(path.name)})"
+    )
+
+
 def _upright_size(image: Image.Image) -> Size:
     """Return (height, width) of a PIL image as it is shown."""
     exchanged = _orientation(image) > 4
@@ -193,16 +214,20 @@ def _deep_levels(image: Image.Image) -> np.ndarray | None:
 # ---------------------------------------------------------------- photographs
 
 
-def read_image(path: str | Path, size: Size | None = None, channels: int = 3) -> np.ndarray:
+def read_image(
+    path: str | Path, size: Size | None = None, channels: int = 3, levels: int = FULL_RANGE
+) -> np.ndarray:
     """Read a picture as it is shown (EXIF orientation applied).
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 as long as that leaves twice the size asked for. 16 bits
-    are divided by 257, CMYK and palettes are converted, alpha is dropped. Colors that the file's
-    profile describes become those of sRGB.
+    become 8, CMYK and palettes are converted, alpha is dropped. Colors that the file's profile
+    describes become those of sRGB.
 
     Args:
         size: (H, W) to scale to; None for the picture's own.
         channels: 3 for RGB, 1 for gray.
+        levels: which level of a 16-bit photograph becomes 255, and all above it: 4095 if it holds
+            12 bits. A TIFF of 12 bits, PGM and JPEG 2000 say that themselves.
 
     Returns:
         uint8 (H, W, channels).
@@ -212,6 +237,7 @@ def read_image(path: str | Path, size: Size | None = None, channels: int = 3) ->
     """
     mode = PILLOW_MODES[channels]
     with _opened(path) as image:
+        scales_color = levels != FULL_RANGE and _is_deep_color(image)
         orientation = _orientation(image)
         to_srgb = srgb_transform(image)
         stored_mode = to_srgb.input_mode if to_srgb else mode
@@ -219,9 +245,9 @@ def read_image(path: str | Path, size: Size | None = None, channels: int = 3) ->
         if size is not None:
             height, width = size[::-1] if orientation > 4 else size
             box = _draft(image, stored_mode, width, height)
-        deep = _deep_levels(image)
+        deep = _deep_color(path, image) if scales_color else _deep_levels(image)
         if deep is not None:
-            image = Image.fromarray(np.round(deep / 257).astype(np.uint8))
+            image = _eight_bits(deep, _own_range(image) or levels)
         image = image.convert(stored_mode)
         if size is not None:
             image = _scaled(image, width, height, box)
@@ -230,6 +256,83 @@ def read_image(path: str | Path, size: Size | None = None, channels: int = 3) ->
         if orientation > 1:
             image = image.transpose(UPRIGHT[orientation])
         return np.array(image).reshape(image.height, image.width, channels)
+
+
+def _is_deep_color(image: Image.Image) -> bool:
+    """Return whether a picture has several channels of 16 bits, of which Pillow reads the high 8.
+
+    Call it before the picture is loaded.
+    """
+    if image.format == "TIFF":
+        return image.tag_v2.get(BITS_TAG, ())[:3] == (16, 16, 16)
+    return image.format == "PNG" and any(";16" in str(tile.args) for tile in image.tile)
+
+
+def _deep_color(path: str | Path, image: Image.Image) -> np.ndarray:
+    """Return the uint16 levels (H, W, 3), or (H, W), of a picture with channels of 16 bits."""
+    image.load()  # notices a file that ends too early
+    deep = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if deep is None or deep.dtype != np.uint16:
+        raise ValueError("16-bit color of a rare kind; save it as a plain PNG")
+    return deep if deep.ndim == 2 else np.ascontiguousarray(deep[..., 2::-1])
+
+
+def _own_range(image: Image.Image) -> int | None:
+    """Return the largest level that a picture says it has, None if it does not say it."""
+    if image.format == "TIFF" and image.tag_v2.get(BITS_TAG) == (12,):
+        return BIT_RANGES[12]
+    return None
+
+
+def _eight_bits(deep: np.ndarray, levels: int) -> Image.Image:
+    """Return uint16 levels, (H, W) or (H, W, 3), as a picture in which `levels` is 255."""
+    values = np.minimum(deep, levels) / (levels / 255)
+    return Image.fromarray(np.round(values).astype(np.uint8))
+
+
+def judge_levels(paths: Sequence[Path], levels: int = FULL_RANGE) -> str:
+    """Return what is odd about the range of 16-bit photographs, of which a few are read.
+
+    Args:
+        levels: how they are read, see read_image.
+
+    Returns:
+        A warning that names the file and the option; "" if nothing is odd.
+    """
+    candidates = [path for path in paths if path.suffix.lower() in DEEP_TYPES]
+    step = max(1, -(-len(candidates) // LEVEL_SAMPLE))
+    highest = 0
+    for path in candidates[::step]:
+        level = result_or_error(_highest_level, path)
+        if not isinstance(level, UserError) and level > highest:
+            brightest = one_line(path.name)
+            highest = level
+    if not highest:
+        return ""
+    ranges = (value for value in (*BIT_RANGES.values(), FULL_RANGE) if value >= highest)
+    fitting = next(ranges)
+    subject = f"16-bit photographs, of which {brightest} is the brightest,"
+    if highest > levels:
+        return (
+            f"{subject} reach level {highest:,}, and all above IMAGE_LEVELS, {levels:,}, is white; "
+            f"if they are not meant to be, add --image-levels {fitting}"
+        )
+    if fitting * 2 > levels:
+        return ""
+    bits = fitting.bit_length()
+    return (
+        f"{subject} reach only level {highest:,} of {levels:,}, and come out dark; "
+        f"if they hold {bits} bits, add --image-levels {fitting}"
+    )
+
+
+def _highest_level(path: Path) -> int:
+    """Return the highest level of a 16-bit photograph, 0 of any other."""
+    with _opened(path) as image:
+        if _own_range(image):
+            return 0
+        deep = _deep_color(path, image) if _is_deep_color(image) else _deep_levels(image)
+    return 0 if deep is None else int(deep.max())
 
 
 def read_saving_options(path: str | Path) -> dict[str, Any]:
@@ -446,7 +549,9 @@ def _stored_levels(image: Image.Image) -> np.ndarray:
     levels = _deep_levels(image)
     if levels is not None:
         return levels
-    return np.asarray(image if image.mode in ("P", "1") else image.convert("L"))
+    if image.mode == "1":
+        return (np.asarray(image.convert("L")) > 0).view(np.uint8)  # 0 and 1
+    return np.asarray(image if image.mode == "P" else image.convert("L"))
 
 
 def _class_indices(image: Image.Image, classes: Classes) -> np.ndarray:
@@ -534,8 +639,6 @@ def stored_values(path: str | Path) -> StoredValues:
         is_lossy = image.format in LOSSY_FORMATS
         image, _ = _resolve_alpha(image)
         levels = _stored_levels(image)
-        if levels.dtype == bool:
-            levels = levels.view(np.uint8)
         colors = ()
         if _is_colored(image):
             counts = image.convert("RGB").getcolors(MOST_CLASS_VALUES) or ()

@@ -22,8 +22,9 @@ from carvana.annotations import (
 )
 from carvana.errors import UserError, one_line
 from carvana.files import write_image
-from carvana.images import IMAGE_TYPES, MASK_TYPES
-from carvana.naming import NAMING, Naming, is_visible, split_shared_folder
+from carvana.images import IMAGE_TYPES, MASK_TYPES, picture_size
+from carvana.naming import NAMING, Naming, is_visible, pair_names, split_shared_folder
+from carvana.opening import is_photograph
 
 # Names of folders, in lower case; the first of each that is there counts.
 IMAGE_FOLDERS = "images imgs image img photos photographs jpegimages train_images input inputs x"
@@ -67,11 +68,15 @@ def folder_files(folder: str | Path, recursive: bool = False) -> Files:
     return files
 
 
-def sources_of_folder(folder: Path, naming: Naming = NAMING) -> Sources | None:
+def sources_of_folder(
+    folder: Path, naming: Naming = NAMING, recursive: bool = False
+) -> Sources | None:
     """Return the files of a data set in one folder, arranged in any of the usual ways.
 
     None if it is in none of them.
     """
+    if recursive:
+        return _shared_folder(folder, naming, recursive)
     inner = [path for path in folder.iterdir() if is_visible(path.name)]
     if len(inner) == 1 and inner[0].is_dir():  # as archives have it
         return sources_of_folder(inner[0], naming)
@@ -80,6 +85,31 @@ def sources_of_folder(folder: Path, naming: Naming = NAMING) -> Sources | None:
         if sources:
             return sources
     return None
+
+
+def add_empty_masks(sources: Sources, naming: Naming = NAMING) -> Sources:
+    """Return sources in which each photograph has a mask: one of nothing if there was none."""
+    pairs, _ = pair_names(sources.images, sources.masks, naming)
+    paired = {image for image, _ in pairs}
+    masks = dict(sources.masks)
+    for name, write in sources.images.items():
+        if name not in paired and is_photograph(name):
+            stem = Path(name).stem
+            shared = naming.image_name(stem) or stem
+            mask = f"{naming.mask_prefix}{shared}{naming.mask_suffix}.png"
+            masks.setdefault(mask, partial(_write_empty_mask, write))
+    return sources._replace(masks=masks)
+
+
+def _write_empty_mask(write_photograph: Writer, target: Path) -> None:
+    """Write a mask of nothing, of a photograph's size."""
+    photograph = target.with_name(f"{target.name}.photograph")
+    try:
+        write_photograph(photograph)
+        size = picture_size(photograph)
+    finally:
+        photograph.unlink(missing_ok=True)
+    write_image(Image.fromarray(np.zeros(size, np.uint8)), target)
 
 
 def annotated_masks(path: Path) -> AnnotatedMasks | None:
@@ -144,8 +174,8 @@ def _paired_folders(folder: Path, _naming: Naming) -> Sources | None:
     return Sources(folder_files(images), folder_files(masks))
 
 
-def _shared_folder(folder: Path, naming: Naming) -> Sources | None:
-    files = folder_files(folder)
+def _shared_folder(folder: Path, naming: Naming, recursive: bool = False) -> Sources | None:
+    files = folder_files(folder, recursive)
     images, masks = split_shared_folder(files, naming)
     if not masks:
         return None

@@ -5,7 +5,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from carvana.errors import (
     result_or_error,
     warn,
 )
-from carvana.images import picture_size, read_image, read_saving_options
+from carvana.images import judge_levels, picture_size, read_image, read_saving_options
 from carvana.matting import composite, matte
 from carvana.model_config import logit_threshold, model_classes, model_config, network_size
 from carvana.photographs import BACKGROUND, CUTOUT, MASK, OVERLAY, Photograph
@@ -54,6 +54,7 @@ class MaskingOptions:
     rle: str | None = None  # the csv to write
     gallery: int = 0  # photographs in the page; 0: no page
     threshold: float | None = None  # None: the model's own
+    levels: int | None = None  # of 16-bit photographs; None: the model's own
     tta: bool = False
     batch_size: int = 4
 
@@ -101,6 +102,11 @@ def mask_photographs(
                 f"{one_line(options.model)} tells {len(model_config(model)['CLASSES'])} classes "
                 "apart; --rle and --threshold are for models of one"
             )
+        options = replace(options, levels=options.levels or model_config(model)["IMAGE_LEVELS"])
+        if distributed.FIRST:
+            oddity = judge_levels([photograph.path for photograph in photographs], options.levels)
+            if oddity:
+                warn(f"warning: {oddity}")
         with contextlib.ExitStack() as stack:
             submission = None
             if options.rle:
@@ -216,7 +222,13 @@ def _mask_batch(
     config = model_config(model)
     size = network_size(config)
     images = [
-        result_or_error(read_image, photograph.path, size, config["IN_CHANNELS"])
+        result_or_error(
+            read_image,
+            photograph.path,
+            size,
+            config["IN_CHANNELS"],
+            options.levels,
+        )
         for photograph in batch
     ]
     readable = [image for image in images if not isinstance(image, UserError)]
@@ -305,7 +317,7 @@ def _write_pictures(
     save_mask(prediction.mask, written[0], classes)
     if not options.needs_photograph:
         return written
-    image = read_image(photograph.path)
+    image = read_image(photograph.path, levels=options.levels)
     pictures = {}
     if options.overlay:
         pictures[OVERLAY] = overlay(image, prediction.mask, classes.tint_colors())

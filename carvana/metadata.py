@@ -3,6 +3,7 @@
 import functools
 import io
 import math
+import struct
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,14 @@ PROFILED_MODES = {
     "RGB": ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "YCbCr"),
     "CMYK": ("CMYK",),
 }
+# XYZ of red, green and blue under D50, and the gamma; Adobe RGB (1998) Color Image Encoding.
+ADOBE_RGB = {
+    b"rXYZ": (0.60974, 0.31111, 0.01947),
+    b"gXYZ": (0.20528, 0.62567, 0.06087),
+    b"bXYZ": (0.14919, 0.06322, 0.74457),
+}
+ADOBE_GAMMA = 563 / 256
+ADOBE_INDEX = "R03"  # in the EXIF of cameras that are set to Adobe RGB and store no profile
 SAME_LEVELS = 2  # colors that differ by no more than this are the same
 GRID = 17  # levels of each channel at which a profile is compared with sRGB
 KEPT_TAGS = (
@@ -47,13 +56,45 @@ def srgb_transform(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
 
     A profile that is damaged, or belongs to another kind of picture, says nothing.
     """
-    profile = image.info.get("icc_profile")
+    profile = _profile(image)
     if not profile:
         return None
     for mode, modes in PROFILED_MODES.items():
         if image.mode in modes:
             return _transform(profile, mode)
     return None
+
+
+def _profile(image: Image.Image) -> bytes | None:
+    """Return the ICC profile that a picture holds or names; None if there is none."""
+    profile = image.info.get("icc_profile")
+    if profile or ADOBE_INDEX.encode() not in image.info.get("exif", b""):
+        return profile
+    try:
+        index = image.getexif().get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
+    except Exception:  # damaged or absurd EXIF, in a picture that may be good
+        return None
+    return _adobe_rgb_profile() if index == ADOBE_INDEX else None
+
+
+@functools.cache
+def _adobe_rgb_profile() -> bytes:
+    """Return an ICC profile of Adobe RGB, as far as it is needed for a conversion; ICC.1:2001."""
+    gamma = struct.pack(">4s4xIH2x", b"curv", 1, round(256 * ADOBE_GAMMA))
+    contents = {name: gamma for name in (b"rTRC", b"gTRC", b"bTRC")}
+    for name, values in ADOBE_RGB.items():
+        numbers = (round(65536 * value) for value in values)
+        contents[name] = struct.pack(">4s4x3i", b"XYZ ", *numbers)
+    table = struct.pack(">I", len(contents))
+    start = 128 + len(table) + 12 * len(contents)
+    body = b""
+    for name, content in contents.items():
+        table += struct.pack(">4sII", name, start + len(body), len(content))
+        body += content
+    header = struct.pack(
+        ">I4xI4s4s4s12x4s", start + len(body), 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp"
+    )
+    return header.ljust(128, b"\0") + table + body
 
 
 @functools.lru_cache(maxsize=32)
@@ -109,7 +150,7 @@ def saving_options(image: Image.Image, turned: bool) -> dict[str, Any]:
         turned: whether the written picture's rows are the photograph's columns.
     """
     options = {}
-    if image.info.get("icc_profile"):
+    if _profile(image):
         options["icc_profile"] = srgb_profile()
     dpi = _resolution(image.info.get("dpi"))
     if dpi:

@@ -12,6 +12,7 @@ from carvana.schema import (
     ChannelMeans,
     ChannelStds,
     ClassNames,
+    ImageLevels,
     MaskResize,
     MaskThreshold,
     MaskValues,
@@ -38,6 +39,7 @@ class ModelConstant(NamedTuple):
 MODEL_CONSTANTS = {
     "IMAGE_HEIGHT": ModelConstant(Side, 160),
     "IMAGE_WIDTH": ModelConstant(Side, 240),
+    "IMAGE_LEVELS": ModelConstant(ImageLevels, 65535),
     "MEAN": ModelConstant(ChannelMeans, [0.0]),
     "STD": ModelConstant(ChannelStds, [1.0]),
     "THRESHOLD": ModelConstant(Threshold, 0.5),

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 from carvana.errors import one_line
 from carvana.images import IMAGE_TYPES, MASK_TYPES
+from carvana.opening import is_photograph
 
 # Files that systems put into folders by themselves.
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"}
@@ -55,6 +57,11 @@ def _between(stem: str, prefix: str, suffix: str) -> str | None:
 def is_visible(name: str) -> bool:
     """Return False for hidden files and those of SYSTEM_FILES."""
     return not name.startswith(".") and name.lower() not in SYSTEM_FILES
+
+
+def is_mask(name: str) -> bool:
+    """Return whether a file can be read as a mask, by the ending of its name."""
+    return PurePath(name).suffix.lower() in MASK_TYPES
 
 
 def split_shared_folder(names: Iterable[str], naming: Naming) -> tuple[list[str], list[str]]:
@@ -161,6 +168,22 @@ def _missing_mask(name: str, stem: str, naming: Naming) -> str:
 
 
 # ---------------------------------------------------------------- proposals
+
+
+def propose_options(
+    image_names: Iterable[str], mask_names: Iterable[str], naming: Naming = NAMING
+) -> list[str]:
+    """Return which options would pair more of the files, in at most one line."""
+    images = [name for name in image_names if is_photograph(name)]
+    proposal = propose_naming(images, [name for name in mask_names if is_mask(name)], naming)
+    if proposal is None:
+        return []
+    options = [
+        f"--{field.replace('_', '-')} {shlex.quote(affix)}"
+        for field, affix in proposal.naming._asdict().items()
+        if affix != getattr(naming, field)
+    ]
+    return [f"{proposal.pairs} of {proposal.images} pair with {' '.join(options)}"]
 
 
 class Proposal(NamedTuple):

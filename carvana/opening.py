@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +24,19 @@ PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000"
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 HEIF_PLUGIN = "pillow_heif"
 HEIF_ADVICE = "pip install pillow-heif"
+MAX_MEGAPIXELS = 179
+LARGEST_LIMIT = 10_000  # megapixels
+LIMIT_VARIABLE = "CARVANA_MAX_MEGAPIXELS"
+
+
+def set_max_megapixels(megapixels: int) -> None:
+    """Refuse pictures of more megapixels, in this process and those that it starts."""
+    os.environ[LIMIT_VARIABLE] = str(megapixels)
+    Image.MAX_IMAGE_PIXELS = megapixels * 500_000  # Pillow warns from here on, refuses from twice
+
+
+# Processes that read ahead take the limit from the one that has started them.
+set_max_megapixels(int(os.environ.get(LIMIT_VARIABLE, MAX_MEGAPIXELS)))
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -31,6 +45,24 @@ def open_picture(path: str | Path) -> Image.Image:
     Raises:
         Exception: of nearly any kind, if it cannot be opened.
     """
+    try:
+        return _open_picture(path)
+    except Image.DecompressionBombError as error:
+        raise ValueError(_describe_too_large(error)) from error
+
+
+def _describe_too_large(error: Image.DecompressionBombError) -> str:
+    """Return how large a picture is, and what to type if it is a photograph."""
+    (pixels,) = re.findall(r"\((\d+) pixels\)", str(error))
+    megapixels = -(-int(pixels) // 1_000_000)
+    limit = os.environ[LIMIT_VARIABLE]
+    description = f"{megapixels:,} megapixels; over {limit}, a file may be made to fill the memory"
+    if megapixels > LARGEST_LIMIT:
+        return description
+    return f"{description}; if you trust it, add --max-megapixels {megapixels}"
+
+
+def _open_picture(path: str | Path) -> Image.Image:
     try:
         return Image.open(path, formats=PILLOW_FORMATS)
     except Exception as error:

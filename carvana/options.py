@@ -11,12 +11,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from carvana.errors import UserError, one_line
 from carvana.model_config import channel_faults, class_faults
+from carvana.naming import AFFIX_CONSTANTS
 from carvana.schema import ValueType, check, parse, parse_annotation, plain_annotation
 from carvana.synonyms import describe_unknown
 
 PRETRAINED_WEIGHTS = Path(__file__).parent.parent / "weights" / "carvana.pth.tar"
 DATA_CONSTANTS = (
-    "MASK_SUFFIX",
+    *AFFIX_CONSTANTS,
     "GROUP_REGEX",
     "CLASSES",
     "PALETTE",

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,9 @@ from carvana.errors import (
     plural,
     raise_all,
     result_or_error,
+    warn,
 )
+from carvana.files import same_file
 from carvana.images import (
     IMAGE_TYPES,
     MASK_TYPES,
@@ -24,8 +26,17 @@ from carvana.images import (
     picture_size,
 )
 from carvana.mask_values import MaskFacts, WrongValues
+from carvana.naming import (
+    NAMING,
+    Naming,
+    is_mask,
+    is_visible,
+    pair_names,
+    propose_options,
+    split_shared_folder,
+)
+from carvana.opening import describe_left_out, is_photograph
 
-MASK_SUFFIX = "_mask"  # Carvana's, between a photograph's name and its mask's
 CAR_REGEX = "([0-9a-f]{12})_(0[1-9]|1[0-6])"  # a Carvana name: car and angle
 MAKE_DATA = "make the data with prepare_data.py, or set the folder in config.py"
 Pair = tuple[Path, Path]  # photograph, mask
@@ -45,9 +56,7 @@ def list_files(folder: str | Path, description: str) -> list[Path]:
             f"no folder {str(folder)!r}, where the {description} should be; {MAKE_DATA}"
         )
     return sorted(
-        path
-        for path in folder.iterdir()
-        if not path.name.startswith(".") and is_picture_or_file(path)
+        path for path in folder.iterdir() if is_visible(path.name) and is_picture_or_file(path)
     )
 
 
@@ -56,102 +65,83 @@ def is_picture_or_file(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_TYPES + MASK_TYPES or not path.is_dir()
 
 
-def pair_names(
-    image_names: Iterable[str], mask_names: Iterable[str], suffix: str = MASK_SUFFIX
-) -> tuple[list[tuple[str, str]], list[str]]:
-    """Match NAME.jpg with NAME<suffix>.png or NAME.png, or another of MASK_TYPES.
-
-    Returns:
-        Pairs of (image name, mask name) sorted by image, and what is wrong with the rest.
-    """
-    images, problems = _names_by_stem(image_names, IMAGE_TYPES, "an image")
-    masks, mask_problems = _names_by_stem(mask_names, MASK_TYPES, "a mask")
-    # A photograph's own name may end with the suffix.
-    masks_by_image = {}
-    for stem, names in masks.items():
-        image_stem = stem if stem in images else stem.removesuffix(suffix)
-        masks_by_image.setdefault(image_stem, []).extend(names)
-    problems += _ambiguities(images, "image")
-    problems += mask_problems + _ambiguities(masks_by_image, "mask")
-    for stem, names in images.items():
-        if stem not in masks_by_image:
-            problems.append(_missing_mask(names[0], stem, suffix))
-    for stem, names in masks_by_image.items():
-        if stem not in images:
-            problems.append(
-                f"{one_line(names[0])}: mask without an image "
-                f"(expected {one_line(stem)}.jpg or the like)"
-            )
-    pairs = [
-        (names[0], masks_by_image[stem][0])
-        for stem, names in images.items()
-        if len(names) == len(masks_by_image.get(stem, [])) == 1
-    ]
-    return pairs, problems
-
-
-def _names_by_stem(
-    names: Iterable[str], types: tuple[str, ...], kind: str
-) -> tuple[dict[str, list[str]], list[str]]:
-    """Return {name without its ending: names} in order, and the names of other types."""
-    stems = {}
-    problems = []
-    for name in sorted(names):
-        if Path(name).suffix.lower() not in types:
-            problems.append(f"{one_line(name)}: not {kind} ({' '.join(types)})")
-        else:
-            stems.setdefault(Path(name).stem, []).append(name)
-    return stems, problems
-
-
-def _ambiguities(stems: dict[str, list[str]], kind: str) -> list[str]:
-    return [
-        f"{one_line(stem)}: more than one {kind}: {', '.join(map(one_line, names))}"
-        for stem, names in stems.items()
-        if len(names) > 1
-    ]
-
-
-def _missing_mask(name: str, stem: str, suffix: str) -> str:
-    expected = f"{one_line(stem + suffix)}.gif or .png"
-    if suffix:
-        expected += f", or {one_line(stem)}.gif or .png"
-    return (
-        f"{one_line(name)}: image without a mask (expected {expected}; MASK_SUFFIX is {suffix!r})"
-    )
-
-
 def pair_folders(
-    image_dir: str | Path, mask_dir: str | Path, suffix: str = MASK_SUFFIX
+    image_dir: str | Path, mask_dir: str | Path, naming: Naming = NAMING
 ) -> tuple[list[Pair], list[str]]:
     """Return the pairs of paths that belong together by name, and what is wrong with the rest.
+
+    Photographs and masks may be in one folder.
 
     Raises:
         UserError: a folder is missing or holds no images, or nothing pairs.
     """
-    images = {path.name: path for path in list_files(image_dir, "images")}
-    masks = {path.name: path for path in list_files(mask_dir, "masks")}
-    if not images:
+    images, masks = list_both(image_dir, mask_dir, naming)
+    if not any(is_photograph(name) for name in images):
         raise UserError(f"no images in {str(image_dir)!r}; {MAKE_DATA}")
-    names, problems = pair_names(images, masks, suffix)
+    names, problems = pair_names(images, masks, naming)
     if not names and masks:
-        raise UserError(
-            f"no image in {str(image_dir)!r} (such as {min(images)}) has a mask in "
-            f"{str(mask_dir)!r} (such as {min(masks)}); expected NAME.jpg and NAME{suffix}.png or "
-            "NAME.png; set MASK_SUFFIX to what stands between a photograph's name and its mask's"
-        )
-    return [(images[image], masks[mask]) for image, mask in names], problems
+        raise UserError(_describe_no_pairs(image_dir, images, mask_dir, masks, naming))
+    pairs = [(images[image], masks[mask]) for image, mask in names]
+    if problems:
+        problems += propose_options(images, masks, naming)
+    return pairs, problems
 
 
-def find_pairs(
-    image_dir: str | Path, mask_dir: str | Path, suffix: str = MASK_SUFFIX
-) -> list[Pair]:
+def list_both(
+    image_dir: str | Path, mask_dir: str | Path, naming: Naming = NAMING
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return {name: path} of the photographs and of the masks in two folders, or in one."""
+    files = {path.name: path for path in list_files(image_dir, "images")}
+    if not same_file(image_dir, mask_dir):
+        return files, {path.name: path for path in list_files(mask_dir, "masks")}
+    image_names, mask_names = split_shared_folder(files, naming)
+    images = {name: files[name] for name in image_names}
+    return images, {name: files[name] for name in mask_names}
+
+
+def _describe_no_pairs(
+    image_dir: str | Path,
+    images: Mapping[str, Path],
+    mask_dir: str | Path,
+    masks: Mapping[str, Path],
+    naming: Naming,
+) -> str:
+    """Return the message of two folders in which nothing pairs."""
+    expected = f"{naming.mask_prefix}NAME{naming.mask_suffix}.png"
+    message = (
+        f"no image in {str(image_dir)!r} (such as {one_line(min(images))}) has a mask in "
+        f"{str(mask_dir)!r} (such as {one_line(min(masks))}); expected "
+        f"{naming.image_prefix}NAME{naming.image_suffix}.jpg and {expected} or NAME.png"
+    )
+    proposals = propose_options(images, masks, naming)
+    advice = proposals[0] if proposals else "set MASK_SUFFIX to what follows the shared name"
+    return f"{message}; {advice}"
+
+
+def warn_of_left_out(image_dir: str | Path, mask_dir: str | Path) -> None:
+    """Print which files of these folders are no photographs and no masks."""
+    images = [path.name for path in list_files(image_dir, "images")]
+    if same_file(image_dir, mask_dir):
+        print_left_out(images, lambda name: is_photograph(name) or is_mask(name), image_dir)
+        return
+    print_left_out(images, is_photograph, image_dir)
+    print_left_out([path.name for path in list_files(mask_dir, "masks")], is_mask, mask_dir)
+
+
+def print_left_out(names: Iterable[str], is_known: Callable[[str], bool], place: object) -> None:
+    """Print which of the files in a place are of no known kind, in one line if there are any."""
+    others = [name for name in names if not is_known(name)]
+    if others:
+        warn(f"left out of {one_line(place)}: {describe_left_out(others)}")
+
+
+def find_pairs(image_dir: str | Path, mask_dir: str | Path, naming: Naming = NAMING) -> list[Pair]:
     """Return all (image path, mask path) of two folders, sorted by name.
 
     Raises:
         UserError: naming everything that is wrong with names and sizes.
     """
-    pairs, problems = pair_folders(image_dir, mask_dir, suffix)
+    pairs, problems = pair_folders(image_dir, mask_dir, naming)
     for image, mask in pairs:
         try:
             problems += size_faults(image, picture_size(image), mask, picture_size(mask))
@@ -166,9 +156,11 @@ def find_pairs(
     return pairs
 
 
-def check_folders(*folders: tuple[str, str], suffix: str = MASK_SUFFIX) -> None:
+def check_folders(*folders: tuple[str, str], naming: Naming = NAMING) -> None:
     """Raise one UserError with what is wrong in any of several (image_dir, mask_dir)."""
-    raise_all([result_or_error(find_pairs, *pair, suffix) for pair in folders])
+    raise_all([result_or_error(find_pairs, *pair, naming) for pair in folders])
+    for pair in folders:
+        warn_of_left_out(*pair)
 
 
 # ---------------------------------------------------------------- by content

@@ -21,9 +21,19 @@ from carvana.errors import (
 )
 from carvana.files import same_files, visible_files
 from carvana.images import advise_on_files
+from carvana.layouts import add_empty_masks
 from carvana.locks import locked
 from carvana.mask_values import judge_set
-from carvana.pairs import PairCheck, group_of, inspect_pair, pair_folders, pair_names, split_groups
+from carvana.naming import NAMING, Naming, is_mask, pair_names, propose_options
+from carvana.opening import is_photograph
+from carvana.pairs import (
+    PairCheck,
+    group_of,
+    inspect_pair,
+    pair_folders,
+    print_left_out,
+    split_groups,
+)
 from carvana.rendering import SetOptions, render_set
 from carvana.sources import Sources, write_file
 from carvana.threads import map_in_threads
@@ -40,7 +50,7 @@ PairNames = tuple[str, str]  # names of a photograph and of its mask
 class DataOptions:
     """What the files of a data set mean, and what to do with them."""
 
-    suffix: str  # MASK_SUFFIX
+    naming: Naming
     group_regex: str  # GROUP_REGEX
     classes: Classes
     val_fraction: float  # share of the groups, 0 to 1
@@ -48,6 +58,7 @@ class DataOptions:
     seed: int  # of the split
     skip_bad: bool  # leave bad files out instead of stopping
     force: bool  # replace what is in place
+    empty_masks: bool = False  # for photographs without one
 
     def group(self, name: str) -> str:
         """Return what must stay on one side of the split, of a photograph's name."""
@@ -91,7 +102,7 @@ def check(out: Path, options: DataOptions) -> None:
         image_folder = out / f"{split}_images"
         mask_folder = out / f"{split}_masks"
         try:
-            pairs, faults = pair_folders(image_folder, mask_folder, options.suffix)
+            pairs, faults = pair_folders(image_folder, mask_folder, options.naming)
         except UserError as error:
             problems.append(str(error))
             continue
@@ -174,9 +185,15 @@ def _fill_with_pairs(
     sources = open_sources(staging)
     if sources.classes:
         options = replace(options, classes=Classes(sources.classes))
-    pairs, problems = pair_names(sources.images, sources.masks, options.suffix)
+    if options.empty_masks:
+        sources = add_empty_masks(sources, options.naming)
+    pairs, problems = pair_names(sources.images, sources.masks, options.naming)
+    if problems:
+        problems += propose_options(sources.images, sources.masks, options.naming)
     if not pairs:
         raise UserError(bullet_list("no image with a mask was found", problems))
+    print_left_out(sources.images, is_photograph, "the images")
+    print_left_out(sources.masks, is_mask, "the masks")
     copies = staging / "all"
     checks = _copy_and_check(pairs, sources, copies, options.classes)
     warnings = [warning for check in checks for warning in check.warnings]
@@ -190,7 +207,9 @@ def _fill_with_pairs(
     splits = _split_pairs(pairs, options)
     for split, split_pairs in splits.items():
         _move_pairs(split_pairs, split, copies, staging / "new")
-    return _describe_splits(splits, options) + _describe_classes(sources.classes)
+    lines = [_describe_splits(splits, options)]
+    lines += _describe_settings(options, sources.classes)
+    return "\n".join(lines)
 
 
 def _copy_and_check(
@@ -277,13 +296,23 @@ def _describe_splits(splits: dict[str, list[PairNames]], options: DataOptions) -
     return "\n".join(lines)
 
 
-def _describe_classes(names: Sequence[str]) -> str:
-    """Return what to set for the classes that annotations name, in lines."""
-    if len(names) < 2:
-        return ""
-    listed = json.dumps(list(names), ensure_ascii=False)
-    words = " ".join(map(shlex.quote, names))
-    return f"\nfor config.py: CLASSES = {listed}\nor for one run: --classes {words}"
+def _describe_settings(options: DataOptions, classes: Sequence[str]) -> list[str]:
+    """Return what to set for training on names and classes that are not Carvana's, in lines."""
+    settings = {}
+    words = []
+    for field, affix in options.naming._asdict().items():
+        if affix != getattr(NAMING, field):
+            settings[field.upper()] = affix
+            words.append(f"--{field.replace('_', '-')} {shlex.quote(affix)}")
+    if len(classes) > 1:
+        settings["CLASSES"] = list(classes)
+        words.append(f"--classes {' '.join(map(shlex.quote, classes))}")
+    if not settings:
+        return []
+    lines = [
+        f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()
+    ]
+    return [f"for config.py: {'; '.join(lines)}", f"or for one run: {' '.join(words)}"]
 
 
 def _fill_with_cars(options: SetOptions, out: Path, force: bool, staging: Path) -> str:

@@ -65,6 +65,8 @@ ChannelMeans = list[Annotated[float, Range(-10.0, 10.0)]]
 ChannelStds = list[Annotated[float, Range(1e-6, 1000.0)]]
 MaskResize = Literal["area", "nearest"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
+ImageLevels = Annotated[int, Range(255, 65535, "levels")]
+Megapixels = Annotated[int, Range(1, 10_000)]
 PixelBlock = Annotated[int, Range(1, 8, "pixels")]
 
 

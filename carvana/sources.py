@@ -31,21 +31,22 @@ MAX_PICTURE_BYTES = 1 << 30  # a picture that unpacks to more was made to fill d
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def open_sources(paths: Sequence[str | Path], staging: Path) -> Sources:
+def open_sources(paths: Sequence[str | Path], staging: Path, recursive: bool = False) -> Sources:
     """Return the files of archives or folders.
 
     Args:
         paths: two archives or folders, of photographs and of masks or annotations; or one that
             holds both.
         staging: folder for temporary files, on the disk that the files will be written to.
+        recursive: look into folders' sub-folders too.
 
     Raises:
         UserError: something is missing, damaged or dangerous.
     """
     if len(paths) == 1:
-        return _open_one(Path(paths[0]), staging)
+        return _open_one(Path(paths[0]), staging, recursive)
     images, masks = map(Path, paths)
-    photographs = _files_of(images, staging)
+    photographs = _files_of(images, staging, recursive)
     if masks.is_file() and masks.suffix.lower() != ".json":
         if not _holds_trees(masks):
             return Sources(photographs, _files_of(masks, staging))
@@ -53,10 +54,10 @@ def open_sources(paths: Sequence[str | Path], staging: Path) -> Sources:
     annotated = annotated_masks(masks) if masks.exists() else None
     if annotated:
         return match_annotations(photographs, annotated)
-    return Sources(photographs, _files_of(masks, staging))
+    return Sources(photographs, _files_of(masks, staging, recursive))
 
 
-def _open_one(path: Path, staging: Path) -> Sources:
+def _open_one(path: Path, staging: Path, recursive: bool) -> Sources:
     """Return the files of an archive or folder that holds photographs and masks."""
     if not path.exists():
         raise UserError(f"no file or folder {str(path)!r}; check the path")
@@ -71,7 +72,7 @@ def _open_one(path: Path, staging: Path) -> Sources:
         return Sources(_files_of(images, staging), _files_of(masks, staging))
     else:
         folder = _unpack(path, staging)
-    sources = sources_of_folder(folder)
+    sources = sources_of_folder(folder, recursive=recursive)
     if sources is None:
         raise UserError(f"{one_line(path)} is no data set that is known; {EXPECTED}")
     return sources
@@ -114,9 +115,9 @@ def _unpack_outer_zip(path: Path, staging: Path) -> tuple[Path, Path]:
     return staging / IMAGES_ZIP, staging / MASKS_ZIP
 
 
-def _files_of(path: str | Path, staging: Path) -> Files:
+def _files_of(path: str | Path, staging: Path, recursive: bool = False) -> Files:
     if Path(path).is_dir():
-        return folder_files(path)
+        return folder_files(path, recursive)
     if _is_tar(path):
         return folder_files(_unpack(Path(path), staging), recursive=True)
     return zip_files(path, staging)

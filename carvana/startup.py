@@ -9,6 +9,7 @@ from carvana import options
 from carvana.errors import UserError, raise_all, result_or_error
 from carvana.files import same_file, same_place
 from carvana.locks import output_locks
+from carvana.naming import Naming
 from carvana.pairs import check_folders, list_files
 from carvana.rendering import PARTS, remove_leftovers, render_set
 from carvana.threads import keep_freed_memory
@@ -106,6 +107,7 @@ def _render_missing_cars(cfg: SimpleNamespace, presets: dict) -> None:
 def _check_data(cfg: SimpleNamespace) -> None:
     """Raise UserError with what is wrong in the folders of photographs and masks."""
     training, validation = data_folders(cfg)
+    naming = Naming.from_constants(vars(cfg))
     if Path(training[0]).is_dir() and not Path(validation[0]).is_dir():
         options_of_training = f"--val-img-dir {training[0]} --val-mask-dir {training[1]}"
         missing = UserError(
@@ -113,8 +115,8 @@ def _check_data(cfg: SimpleNamespace) -> None:
             "aside with prepare_data.py --val-fraction 0.1, or, where there are too few, score on "
             f"those that are trained on: {options_of_training}"
         )
-        raise_all([result_or_error(check_folders, training, suffix=cfg.MASK_SUFFIX), missing])
-    check_folders(training, validation, suffix=cfg.MASK_SUFFIX)
+        raise_all([result_or_error(check_folders, training, naming=naming), missing])
+    check_folders(training, validation, naming=naming)
 
 
 def _check_outputs(cfg: SimpleNamespace) -> None:

@@ -67,7 +67,7 @@ BAD = [
         PREPARE,
         ZIP,
         {
-            "zip missing": (remove, r"no file 'train.zip'"),
+            "zip missing": (remove, r"no file or folder 'train.zip'"),
             "zip empty": (write(b""), NO_ZIP),
             "zip is a page of text": (
                 write(b"<html>log in</html>"),

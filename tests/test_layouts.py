@@ -336,3 +336,42 @@ def test_tar_that_leads_outside_is_refused(tmp_path, run, name):
     stderr = run("prepare_data.py", "set.tar", status=2).stderr
     assert "cannot be unpacked" in stderr
     assert not (tmp_path.parent / "outside").exists()
+
+
+def test_sub_folders_for_patients_are_mirrored(tmp_path, run):
+    """In two folders, or photographs beside their masks."""
+    for patient in ("a", "b"):
+        write_pairs(tmp_path / f"two/images/{patient}", tmp_path / f"two/masks/{patient}", cars=1)
+        write_pairs(tmp_path / f"one/{patient}", tmp_path / f"one/{patient}", cars=1)
+    group = ("--group-regex", "([ab])_.*", "--val-fraction", 0.5, "--recursive")
+    folders = ("--images", "two/images", "--masks", "two/masks")
+    for source in (folders, ("one", "--force")):
+        run("prepare_data.py", *source, *group)
+        names = sorted(path.name for path in tmp_path.glob("data/*_images/*"))
+        expected = [f"{patient}_000000000000_0{angle}.jpg" for patient in "ab" for angle in (1, 2)]
+        assert names == expected
+        assert len(list(tmp_path.glob("data/val_images/*"))) == 2
+
+
+def test_photographs_without_a_mask_show_background(tmp_path, run):
+    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=2)
+    for path in list((tmp_path / "masks").iterdir())[:2]:
+        path.unlink()
+    source = ("--images", "photos", "--masks", "masks", "--val-fraction", 0.5)
+    assert "image without a mask" in run("prepare_data.py", *source, status=2).stderr
+    finished = run("prepare_data.py", *source, "--missing-mask", "empty")
+    assert finished.stderr.count("empty mask") == 2
+    masks = masks_of(tmp_path)
+    assert sum(not mask.any() for mask in masks.values()) == 2
+    assert {mask.shape for mask in masks.values()} == {SIZE}
+
+
+def test_names_of_others_are_told_to_training(tmp_path, run):
+    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=2)
+    for path in list((tmp_path / "photos").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_sat.jpg"))
+    affix = ("--image-suffix", "_sat")
+    source = ("--images", "photos", "--masks", "masks", "--val-fraction", 0.5)
+    stdout = run("prepare_data.py", *source, *affix).stdout
+    assert 'for config.py: IMAGE_SUFFIX = "_sat"\nor for one run: --image-suffix _sat' in stdout
+    run("train.py", *tiny_options(NUM_EPOCHS=1), *affix)

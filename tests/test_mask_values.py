@@ -158,6 +158,11 @@ SETTINGS = {  # read as these indices: name -> (store, classes, indices of groun
         (0, 1, 1),
     ),
     "16 bits": (gray(0, 300, dtype=np.uint16), SINGLE._replace(values=(0, 300)), (0, 1, 1)),
+    "inverted bits": (
+        lambda mask: bits(1 - mask),
+        SINGLE._replace(values=(1, 0)),
+        (0, 1, 1),
+    ),
     "instances": (void(0, 7, 9), SINGLE._replace(threshold=0), (0, 1, 1)),
     "threshold": (void(0, 128, 127), SINGLE._replace(threshold=127), (0, 1, 0)),
     "palette over a threshold": (
@@ -173,6 +178,7 @@ SETTINGS = {  # read as these indices: name -> (store, classes, indices of groun
     "gap and void": (void(0, 128, 255), TWO, (0, 1, 255)),
     "classes from 1": (void(1, 2, 0), FROM_1, (0, 1, 255)),
     "trimap": (void(2, 1, 3), TRIMAP, (0, 1, 3)),
+    "bits as classes": (bits, Classes(("ground", "thing")), (0, 1, 1)),
     "alpha": (with_alpha(gray(9, 9), 0, 1), Classes(("ground", "thing")), (0, 1, 1)),
 }
 

@@ -2,17 +2,28 @@
 
 import functools
 import io
+import re
 import struct
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pytest
-from helpers import OWN_MODEL, ramp, scene
+from helpers import OWN_MODEL, ROOT, picture_width_height, ramp, scene, write_model
 from PIL import ExifTags, Image, ImageCms
 
 from carvana import opening
 from carvana.errors import UserError
-from carvana.images import EXIF_ORIENTATION, check_photograph, picture_size, read_image
+from carvana.images import (
+    EXIF_ORIENTATION,
+    check_photograph,
+    describe_turn,
+    judge_levels,
+    picture_size,
+    read_image,
+)
 from carvana.metadata import saving_options, srgb_profile
 from carvana.photographs import CUTOUT, find_photographs
 
@@ -114,6 +125,17 @@ def stored(levels, profile, space):
 
 
 # ---------------------------------------------------------------- the table
+
+
+def camera_exif(index):
+    """Return EXIF that names the colors by the index of interoperability, as cameras do."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = "R03"
+    exif[ExifTags.IFD.Exif] = {
+        ExifTags.Base.ColorSpace: 65535 if index == "R03" else 1,
+        ExifTags.IFD.Interop: {1: index},
+    }
+    return exif
 
 
 class Case(NamedTuple):
@@ -237,6 +259,15 @@ COLORS = [
         3,
         {"icc_profile": ADOBE_RGB},
     ),
+    Case(
+        "Adobe RGB that only EXIF names",
+        "a.jpg",
+        stored(muted(), ADOBE_RGB, "RGB"),
+        muted(),
+        9,
+        {"exif": camera_exif("R03"), "quality": 98},
+    ),
+    Case("sRGB by EXIF", "a.jpg", PICTURE, muted(), 8, {"exif": camera_exif("R98"), "quality": 98}),
     Case(
         "gray of gamma 1.0",
         "a.png",
@@ -460,3 +491,179 @@ def test_exif_that_a_jpeg_cannot_hold_is_not_passed_on():
     image = Image.new("RGB", (4, 4))
     image.getexif()[ExifTags.Base.ImageDescription] = "x" * 70_000
     assert saving_options(image, turned=False) == {}
+
+
+# ---------------------------------------------------------------- 16 bits that are not all used
+
+
+DEEP_COLOR = np.random.default_rng(0).integers(0, 4096, (40, 60, 3), dtype=np.uint16)
+
+
+def write_deep(path, levels):
+    cv2.imwrite(str(path), levels if levels.ndim == 2 else levels[..., ::-1])
+    return path
+
+
+def packed_tiff(levels):
+    """Return a TIFF in which each level, uint16 (H, W), takes 12 bits."""
+    height, width = levels.shape
+    pairs = levels.reshape(-1, 2).astype(np.uint32)
+    both = pairs[:, 0] << 12 | pairs[:, 1]
+    data = np.stack([both >> 16, both >> 8, both], axis=1).astype(np.uint8).tobytes()
+    tags = [(256, width), (257, height), (258, 12), (259, 1), (262, 1)]
+    tags += [(273, 200), (277, 1), (278, height), (279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    return head.ljust(200, b"\0") + data
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_12_bits_in_16_are_read_in_full(tmp_path, name, channels):
+    deep = DEEP_COLOR if channels == 3 else DEEP_COLOR[..., 0]
+    path = write_deep(tmp_path / name, deep)
+    expected = np.round(deep / (4095 / 255)).reshape(40, 60, channels)
+    assert np.array_equal(read_image(path, None, channels, levels=4095), expected)
+    assert read_image(path, None, channels).max() <= 16
+    half = read_image(path, (20, 30), channels, levels=4095)
+    assert abs(half.mean() - expected.mean()) < 1
+    # What is above the level given is white.
+    clipped = np.round(np.minimum(deep, 1023) / (1023 / 255)).reshape(40, 60, channels)
+    assert np.array_equal(read_image(path, None, channels, levels=1023), clipped)
+
+
+def test_16_bits_are_read_as_ever(tmp_path):
+    gray = DEEP_COLOR[..., 0] * np.uint16(16)
+    path = write_deep(tmp_path / "a.png", gray)
+    assert np.array_equal(read_image(path, None, 1)[..., 0], np.round(gray / 257))
+    path = write_deep(tmp_path / "b.png", DEEP_COLOR * np.uint16(16))
+    assert np.array_equal(read_image(path), DEEP_COLOR * np.uint16(16) >> 8)
+
+
+def test_12_bit_tiff_and_pgm_say_themselves_what_white_is(tmp_path):
+    gray = DEEP_COLOR[..., 0]
+    (tmp_path / "a.tif").write_bytes(packed_tiff(gray))
+    (tmp_path / "a.pgm").write_bytes(b"P5 60 40 4095\n" + gray.astype(">u2").tobytes())
+    for name in ("a.tif", "a.pgm"):
+        read = read_image(tmp_path / name)[..., 0]
+        assert np.abs(read - gray / (4095 / 255)).max() <= 0.51, name
+        assert judge_levels([tmp_path / name]) == "", name
+
+
+def test_16_bit_color_that_is_truncated_is_refused(tmp_path):
+    path = write_deep(tmp_path / "a.png", DEEP_COLOR)
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(UserError, match=r"a.png: cannot be read"):
+        read_image(path, levels=4095)
+
+
+@pytest.mark.parametrize(
+    "highest, levels, expected",
+    [
+        (255, 65535, "if they hold 8 bits, add --image-levels 255$"),
+        (1000, 65535, "if they hold 10 bits, add --image-levels 1023$"),
+        (4095, 65535, "reach only level 4,095 of 65,535, .* 12 bits, add --image-levels 4095$"),
+        (16383, 65535, "if they hold 14 bits, add --image-levels 16383$"),
+        (16384, 65535, None),
+        (65535, 65535, None),
+        (0, 65535, None),
+        (4095, 4095, None),
+        (2100, 4095, None),
+        (1000, 4095, "add --image-levels 1023$"),
+        (5000, 4095, "reach level 5,000, and all above IMAGE_LEVELS, 4,095, is white; .* 16383$"),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3)])
+def test_range_of_16_bit_photographs_is_judged(tmp_path, highest, levels, expected, shape):
+    Image.new("RGB", (4, 4), "white").save(tmp_path / "eight.png")
+    (tmp_path / "bad.png").write_bytes(b"")
+    names = ["a.png", "b.tif"]
+    for name, level in zip(names, (highest, highest // 2), strict=True):
+        write_deep(tmp_path / name, np.full(shape, level, np.uint16))
+    paths = [tmp_path / name for name in ("bad.png", "eight.png", *names, "absent.jpg")]
+    warning = judge_levels(paths, levels)
+    if expected is None:
+        assert warning == ""
+    else:
+        assert warning.startswith("16-bit photographs, of which a.png is the brightest, ")
+        assert re.search(expected, warning)
+
+
+def test_inference_reads_12_bits_as_the_model_or_the_option_says(work, run):
+    levels = scene(1)[0]
+    folder = work / "deep"
+    folder.mkdir()
+    Image.fromarray(levels).save(work / "eight.png")
+    write_deep(folder / "a.png", np.round(levels * (4095 / 255)).astype(np.uint16))
+    pictures = ("--cutout", "--no-overlay")
+    finished = run("inference.py", *OWN_MODEL, "--img", "deep", *pictures)
+    assert finished.stderr.count("if they hold 12 bits, add --image-levels 4095") == 1
+    write_model(work / "deep.pth.tar", IMAGE_LEVELS=4095)
+    run("inference.py", *OWN_MODEL, "--img", "eight.png", *pictures)
+    expected = (work / "outputs/eight_cutout.png").read_bytes()
+    for arguments in ((*OWN_MODEL, "--image-levels", "4095"), ("--model", "deep.pth.tar")):
+        finished = run("inference.py", *arguments, "--img", "deep", *pictures)
+        assert "--image-levels" not in finished.stderr
+        assert (work / "outputs/a_cutout.png").read_bytes() == expected
+    finished = run("inference.py", *OWN_MODEL, "--img", "deep", "--image-levels", "9", status=2)
+    assert "--image-levels: expected 255..65535 levels, found 9" in finished.stderr
+
+
+# ---------------------------------------------------------------- very large, and turned
+
+
+@pytest.fixture
+def small_limit():
+    opening.set_max_megapixels(1)
+    yield
+    opening.set_max_megapixels(opening.MAX_MEGAPIXELS)
+
+
+@pytest.mark.filterwarnings("ignore")  # as carvana.images has it
+def test_photograph_over_the_limit_is_answered_with_the_option(tmp_path, small_limit):
+    for name in ("a.png", "a.jpg"):
+        Image.new("L", (1500, 1000)).save(tmp_path / name)
+        expected = rf"{name}: cannot be read \(2 megapixels; over 1, .* add --max-megapixels 2\)"
+        with pytest.raises(UserError, match=expected):
+            read_image(tmp_path / name, (10, 10))
+    opening.set_max_megapixels(2)
+    assert read_image(tmp_path / "a.jpg", (10, 10)).shape == (10, 10, 3)
+
+
+def test_limit_holds_in_processes_that_read_ahead(tmp_path, small_limit):
+    Image.new("L", (1500, 1000)).save(tmp_path / "a.png")
+    opening.set_max_megapixels(2)
+    code = "import sys, carvana.images as i; print(i.read_image(sys.argv[1]).shape)"
+    finished = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.png"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert finished.stdout == "(1000, 1500, 3)\n"
+
+
+@pytest.mark.filterwarnings("ignore")  # as carvana.images has it
+def test_inference_takes_a_limit(work, run, small_limit):
+    Image.new("L", (2000, 1000)).save(work / "wide.png")
+    command = ("inference.py", *OWN_MODEL, "--img", "wide.png", "--max-megapixels")
+    finished = run(*command, "1", status=1)
+    assert "2 megapixels; over 1, " in finished.stderr
+    run(*command, "2")
+    assert picture_width_height(work / "outputs/wide_mask.png") == (2000, 1000)
+    expected = "--max-megapixels: expected 1..10000, found 0"
+    assert expected in run(*command, "0", status=2).stderr
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_mask_of_the_unturned_photograph_is_explained(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
+    remark = describe_turn(tmp_path / "a.jpg", tmp_path / "a_mask.png")
+    if orientation < 5:
+        assert remark == ""
+        return
+    assert remark.startswith(f"; its EXIF orientation, {orientation}, turns it, and the mask")
+    turn = re.search(r"mogrify (.*) a_mask.png\)", remark)[1]
+    assert (
+        turn == {5: "-transpose", 6: "-rotate 90", 7: "-transverse", 8: "-rotate -90"}[orientation]
+    )
+    assert "exiftool -Orientation= a.jpg" in remark
