@@ -42,10 +42,12 @@ from carvana.device import (
 )
 from carvana.drawing import batch_sheet, save_picture
 from carvana.epochs import PartialEpoch, PlainEpoch
-from carvana.errors import UserError, first_few
+from carvana.errors import UserError, first_few, one_line
+from carvana.exported import is_exported
 from carvana.interrupts import Interrupted, Pause, Signals, looks_within_epoch
 from carvana.locks import output_locks
 from carvana.losses import make_loss
+from carvana.model_config import model_config
 from carvana.naming import Naming
 from carvana.options import default_values
 from carvana.progress import LossMeter, Progress
@@ -60,7 +62,24 @@ from dataset import (
     val_transform,
 )
 from model import UNET
-from utils import check_accuracy, save_checkpoint, save_predictions_as_imgs
+from utils import check_accuracy, load_model, save_checkpoint, save_predictions_as_imgs
+
+
+def read_weights(path: str) -> dict[str, Any]:
+    """Return the weights and constants in a checkpoint, or in a whole network that was exported.
+
+    Raises:
+        UserError: the file holds none, or is the graph of a network.
+    """
+    if not is_exported(path):
+        return checkpoint.read_checkpoint(path)
+    network = load_model(path, "cpu")
+    if not isinstance(network, UNET):
+        raise UserError(
+            f"{one_line(path)} is a network's graph, which has no weights by name; name the "
+            "checkpoint that it was made from"
+        )
+    return {"state_dict": network.state_dict(), "config": dict(model_config(network))}
 
 
 @dataclasses.dataclass
@@ -196,7 +215,7 @@ class Trainer:
         model = UNET(**self.network_args).to(self.device, memory_format=torch.channels_last)
         model.config = vars(cfg)
         if cfg.INIT_WEIGHTS and not cfg.LOAD_MODEL:
-            state = distributed.from_first(lambda: checkpoint.read_checkpoint(cfg.INIT_WEIGHTS))
+            state = distributed.from_first(lambda: read_weights(cfg.INIT_WEIGHTS))
             missing = load_matching_weights(state, model, cfg.INIT_WEIGHTS)
             exceptions = f", but not: {first_few(missing)}" if missing else ""
             print(f"weights of {cfg.INIT_WEIGHTS}{exceptions}")

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import filecmp
+import hashlib
 import io
 import os
 import time
@@ -147,6 +148,20 @@ def visible_files(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         return {}
     return {path.name: path for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def identical_files(paths: Iterable[Path]) -> list[list[Path]]:
+    """Return the sets of files that have the same content, in order."""
+    by_size = {}
+    for path in paths:
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    by_content = {}
+    for size, same_size in by_size.items():
+        for path in same_size if len(same_size) > 1 else []:
+            with open(path, "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").digest()
+            by_content.setdefault((size, digest), []).append(path)
+    return [same for same in by_content.values() if len(same) > 1]
 
 
 def same_files(folder: Path, reference: Path) -> bool:

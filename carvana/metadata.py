@@ -81,7 +81,7 @@ def _profile(image: Image.Image) -> bytes | None:
 def _adobe_rgb_profile() -> bytes:
     """Return an ICC profile of Adobe RGB, as far as it is needed for a conversion; ICC.1:2001."""
     gamma = struct.pack(">4s4xIH2x", b"curv", 1, round(256 * ADOBE_GAMMA))
-    contents = {name: gamma for name in (b"rTRC", b"gTRC", b"bTRC")}
+    contents = dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), gamma)
     for name, values in ADOBE_RGB.items():
         numbers = (round(65536 * value) for value in values)
         contents[name] = struct.pack(">4s4x3i", b"XYZ ", *numbers)

@@ -15,11 +15,12 @@ from carvana.errors import (
     UserError,
     bullet_list,
     describe_os_error,
+    first_few,
     one_line,
     plural,
     warn,
 )
-from carvana.files import same_files, visible_files
+from carvana.files import identical_files, same_files, visible_files
 from carvana.images import advise_on_files
 from carvana.layouts import add_empty_masks
 from carvana.locks import locked
@@ -204,7 +205,7 @@ def _fill_with_pairs(
     pairs = [pair for pair, check in zip(pairs, checks, strict=True) if not check.faults]
     if not pairs:
         raise UserError("no good pair is left; put the files right that are listed above")
-    splits = _split_pairs(pairs, options)
+    splits = _split_pairs(pairs, copies / "images", options)
     for split, split_pairs in splits.items():
         _move_pairs(split_pairs, split, copies, staging / "new")
     lines = [_describe_splits(splits, options)]
@@ -260,14 +261,29 @@ def _report(problems: Sequence[str], warnings: Iterable[str], advice: str, skip_
         warn(f"left out: {problem}")
 
 
-def _split_pairs(pairs: Sequence[PairNames], options: DataOptions) -> dict[str, list[PairNames]]:
-    """Return the pairs of each of SPLITS; all pairs of a group are in the same one."""
-    groups = [options.group(image) for image, _ in pairs]
+def _split_pairs(
+    pairs: Sequence[PairNames], images: Path, options: DataOptions
+) -> dict[str, list[PairNames]]:
+    """Return the pairs of each of SPLITS; all pairs of a group are in the same one.
+
+    Groups that share a photograph count as one.
+    """
+    groups = {image: options.group(image) for image, _ in pairs}
+    copies = identical_files([images / image for image in groups])
+    for same in copies:
+        shared = {groups[path.name] for path in same}
+        if len(shared) == 1:
+            continue
+        for image, group in groups.items():
+            groups[image] = min(shared) if group in shared else group
+    if copies:
+        examples = [" = ".join(one_line(path.name) for path in same) for same in copies]
+        warn(f"photographs of the same content stay on one side: {first_few(examples)}")
     fractions = (options.val_fraction, options.test_fraction)
-    group_sets = split_groups(groups, fractions, options.seed)
+    group_sets = split_groups(groups.values(), fractions, options.seed)
     splits = {}
     for split, group_set in zip(SPLITS, group_sets, strict=True):
-        splits[split] = [pair for pair in pairs if options.group(pair[0]) in group_set]
+        splits[split] = [pair for pair in pairs if groups[pair[0]] in group_set]
     if not splits["train"]:
         raise UserError(
             f"{len(pairs)} pairs are too few to split; add some, or set --val-fraction 0"

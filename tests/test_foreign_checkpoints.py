@@ -5,7 +5,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from helpers import LAST, tiny_options
+from helpers import BEST, LAST, OWN_MODEL, tiny_options, write_model
 
 import utils
 from model import UNET
@@ -64,3 +64,15 @@ def test_checkpoint_of_another_network_names_its_entries(data, run):
     stderr = run("evaluate.py", "--model", LAST, status=2).stderr
     assert "no weights of a UNET (its entries: 'model' with 'encoder.conv1.weight'; 'ep" in stderr
     assert "names ending in final_conv.weight, as they are or under state_dict or mod" in stderr
+
+
+def test_training_starts_from_a_whole_network(data, run):
+    """export.py's .pth; a graph has no weights by name."""
+    write_model(data / BEST)
+    run("export.py", *OWN_MODEL, "--formats", "pth", "torchscript")
+    arguments = ("train.py", *tiny_options(NUM_EPOCHS=0), "--init-weights")
+    finished = run(*arguments, "exports/unet_model.pth")
+    assert "weights of exports/unet_model.pth" in finished.stdout
+    assert "but not" not in finished.stdout
+    stderr = run(*arguments, "exports/unet_model_torchjit.pth", status=2).stderr
+    assert "is a network's graph, which has no weights by name" in stderr

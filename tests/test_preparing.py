@@ -356,3 +356,22 @@ def test_prepare_started_several_times_at_once_is_whole(raw, run):
         assert process.returncode == 0 or "another process is preparing" in stderr
     assert 0 in statuses and set(statuses) <= {0, 2}
     assert file_contents(raw / "data") == expected
+
+
+def test_prepare_keeps_identical_photographs_on_one_side(tmp_path, run):
+    """Copies under the names of other cars would show the network what it is scored on."""
+    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=12, angles=1)
+    first = (tmp_path / "photos/000000000000_01.jpg").read_bytes()
+    copies = [f"{car:012x}_01.jpg" for car in (0, 3, 4, 7, 9, 11)]
+    for name in copies[1:]:
+        (tmp_path / "photos" / name).write_bytes(first)
+    for seed in range(4):
+        finished = run(
+            *("prepare_data.py", "photos", "masks", "--val-fraction", 0.4, "--force"),
+            *("--seed", seed),
+        )
+        assert "photographs of the same content stay on one side: 000000" in finished.stderr
+        sides = {
+            path.parent.name for name in copies for path in tmp_path.glob(f"data/*_images/{name}")
+        }
+        assert len(sides) == 1
