@@ -63,10 +63,10 @@ def _open_one(path: Path, staging: Path, recursive: bool) -> Sources:
         raise UserError(f"no file or folder {str(path)!r}; check the path")
     folder = path
     if path.is_dir():
-        kaggle = [_first_existing(path / IMAGES_ZIP, path / "train")]
-        kaggle.append(_first_existing(path / MASKS_ZIP, path / "train_masks"))
-        if any(part.exists() for part in kaggle):
-            return Sources(*(_files_of(part, staging) for part in kaggle))
+        images = _first_existing(path / IMAGES_ZIP, path / "train")
+        masks = _first_existing(path / MASKS_ZIP, path / "train_masks")
+        if masks.exists() or images.is_file():
+            return Sources(_files_of(images, staging), _files_of(masks, staging))
     elif not _is_tar(path) and {IMAGES_ZIP, MASKS_ZIP} & _names_in(path):
         images, masks = _unpack_outer_zip(path, staging)
         return Sources(_files_of(images, staging), _files_of(masks, staging))

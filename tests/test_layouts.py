@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import shlex
 import shutil
 import tarfile
 import zipfile
@@ -11,7 +12,7 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
-from helpers import scene, tiny_options, write_pairs
+from helpers import ROOT, scene, tiny_options, write_pairs
 from PIL import Image
 
 from carvana.layouts import EXPECTED
@@ -23,7 +24,8 @@ HOLE = [[20, 12], [30, 12], [30, 20], [20, 20]]
 
 def write_photographs(folder, names, suffix=".jpg"):
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, name in enumerate(names):
+    for name in names:
+        seed = sum(map(ord, name))
         Image.fromarray(scene(seed, *SIZE)[0]).save(folder / f"{name}{suffix}")
 
 
@@ -340,15 +342,20 @@ def test_tar_that_leads_outside_is_refused(tmp_path, run, name):
 
 def test_sub_folders_for_patients_are_mirrored(tmp_path, run):
     """In two folders, or photographs beside their masks."""
-    for patient in ("a", "b"):
-        write_pairs(tmp_path / f"two/images/{patient}", tmp_path / f"two/masks/{patient}", cars=1)
-        write_pairs(tmp_path / f"one/{patient}", tmp_path / f"one/{patient}", cars=1)
+    for car, patient in enumerate("ab"):
+        two = (tmp_path / f"two/images/{patient}", tmp_path / f"two/masks/{patient}")
+        write_pairs(*two, cars=1, first=car)
+        write_pairs(tmp_path / f"one/{patient}", tmp_path / f"one/{patient}", cars=1, first=car)
     group = ("--group-regex", "([ab])_.*", "--val-fraction", 0.5, "--recursive")
     folders = ("--images", "two/images", "--masks", "two/masks")
     for source in (folders, ("one", "--force")):
         run("prepare_data.py", *source, *group)
         names = sorted(path.name for path in tmp_path.glob("data/*_images/*"))
-        expected = [f"{patient}_000000000000_0{angle}.jpg" for patient in "ab" for angle in (1, 2)]
+        expected = [
+            f"{patient}_00000000000{car}_0{angle}.jpg"
+            for car, patient in enumerate("ab")
+            for angle in (1, 2)
+        ]
         assert names == expected
         assert len(list(tmp_path.glob("data/val_images/*"))) == 2
 
@@ -375,3 +382,118 @@ def test_names_of_others_are_told_to_training(tmp_path, run):
     stdout = run("prepare_data.py", *source, *affix).stdout
     assert 'for config.py: IMAGE_SUFFIX = "_sat"\nor for one run: --image-suffix _sat' in stdout
     run("train.py", *tiny_options(NUM_EPOCHS=1), *affix)
+
+
+# ---------------------------------------------------------------- the document
+
+
+def zip_pairs(folder):
+    write_pairs(folder / "train", folder / "train_masks", cars=2)
+    with zipfile.ZipFile(folder / "carvana-image-masking-challenge.zip", "w") as outer:
+        for name in ("train", "train_masks"):
+            shutil.make_archive(str(folder / name), "zip", folder, name)
+            outer.write(folder / f"{name}.zip", f"{name}.zip")
+
+
+def tar_pairs(folder):
+    write_named(folder / "dataset", "images", "masks")
+    shutil.make_archive(str(folder / "dataset"), "gztar", folder / "dataset")
+
+
+def write_coco(folder, path, names):
+    annotations = [(7 + place, 3, [flat(SQUARE)]) for place in range(len(names))]
+    (folder / path).write_text(json.dumps(coco([(3, "car", "")], annotations, names)))
+
+
+def coco_beside(folder):
+    write_photographs(folder / "photos", NAMES)
+    write_coco(folder, "instances.json", NAMES)
+
+
+def roboflow_export(folder):
+    names = [f"{name}_jpg.rf.{copy}0a1b" for name in ("p0", "p1") for copy in (1, 2)]
+    write_photographs(folder / "export/train", names)
+    write_coco(folder, "export/train/_annotations.coco.json", names)
+
+
+def labelme_beside(folder):
+    write_photographs(folder / "photos", NAMES)
+    for name in NAMES:
+        content = json.dumps(labelme([shape("car", SQUARE)]))
+        (folder / f"photos/{name}.json").write_text(content)
+
+
+def cvat_export(folder):
+    write_photographs(folder / "photos", NAMES)
+    with zipfile.ZipFile(folder / "cvat.zip", "w") as archive:
+        archive.writestr("labelmap.txt", "background:0,0,0::\ncar:250,50,83::\n")
+        for name in NAMES:
+            colors = np.uint8([(0, 0, 0), (83, 50, 250)])[filled((SQUARE, 1))]
+            archive.writestr(f"SegmentationClass/{name}.png", cv2.imencode(".png", colors)[1])
+
+
+def voc_tree(folder):
+    write_photographs(folder / "VOC2012/JPEGImages", NAMES)
+    (folder / "VOC2012/SegmentationClass").mkdir()
+    palette = np.zeros((256, 3), np.uint8)
+    palette[7] = (128, 128, 128)
+    for name in NAMES:
+        picture = Image.fromarray(filled((SQUARE, 7)))
+        picture.putpalette(palette.tobytes())
+        picture.save(folder / f"VOC2012/SegmentationClass/{name}.png")
+
+
+def nnunet_folders(folder):
+    write_photographs(folder / "imagesTr", [f"{name}_0000" for name in NAMES], ".png")
+    (folder / "labelsTr").mkdir()
+    for name in NAMES:
+        Image.fromarray(filled((SQUARE, 1))).save(folder / f"labelsTr/{name}.png")
+
+
+def object_masks(folder):
+    for name in NAMES:
+        write_photographs(folder / f"stage1_train/{name}/images", [name], ".png")
+        (folder / f"stage1_train/{name}/masks").mkdir()
+        Image.fromarray(filled((SQUARE, 255))).save(folder / f"stage1_train/{name}/masks/a.png")
+
+
+ORIGINS = {  # headings of docs/your-data.md, and what makes such files
+    "Kaggle": zip_pairs,
+    "One folder": lambda folder: write_pairs(folder / "all", folder / "all", cars=2),
+    "Two folders in an archive": tar_pairs,
+    "COCO": coco_beside,
+    "Roboflow": roboflow_export,
+    "LabelMe": labelme_beside,
+    "CVAT": cvat_export,
+    "Pascal VOC": voc_tree,
+    "nnU-Net": nnunet_folders,
+    "A mask for each object": object_masks,
+}
+
+
+def documented_commands():
+    """Return {heading: command} of the section on what comes from elsewhere."""
+    text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
+    section = re.search("## From elsewhere(.*?)\n## ", text, re.DOTALL)[1]
+    return dict(re.findall(r"^### (.*?)\n.*?^python (.*?)$", section, re.DOTALL | re.MULTILINE))
+
+
+def test_document_names_every_origin():
+    assert documented_commands().keys() == ORIGINS.keys()
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_document_is_right_about(origin, tmp_path, run):
+    """Its command makes a data set, which trains with the options that it ends with."""
+    ORIGINS[origin](tmp_path)
+    arguments = shlex.split(documented_commands()[origin])
+    stdout = run(*arguments, "--val-fraction", 0.5).stdout
+    masks = masks_of(tmp_path)
+    assert len(masks) == 4
+    assert all(mask.any() for mask in masks.values())
+    assert {path.parent.name for path in tmp_path.glob("data/*_images/*")} == {
+        "train_images",
+        "val_images",
+    }
+    advice = re.search("or for one run: (.*)", stdout)
+    run("train.py", *tiny_options(NUM_EPOCHS=1), *shlex.split(advice[1] if advice else ""))
