@@ -48,6 +48,28 @@ def parse_args(constants: dict[str, Constant]) -> argparse.Namespace:
         UserError: options are wrong or do not go together.
     """
     parser = make_parser(__doc__)
+    _add_source_options(parser)
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where the folders go (default data; data/demo with --demo; data/parts with --parts)",
+    )
+    parser.add_argument("--check", action="store_true", help="only check what is in place")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave bad files out instead of stopping"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what is in place")
+    _add_split_options(parser)
+    _add_demo_options(parser)
+    add_data_options(parser, constants)
+    args = parser.parse_args()
+    _check_source(parser, args)
+    _check_fractions(parser, args)
+    _check_demo(parser, args)
+    return args
+
+
+def _add_source_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         nargs="*",
@@ -73,24 +95,6 @@ def parse_args(constants: dict[str, Constant]) -> argparse.Namespace:
         default="error",
         help="empty: a photograph without a mask shows nothing but background (default error)",
     )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="where the folders go (default data; data/demo with --demo; data/parts with --parts)",
-    )
-    parser.add_argument("--check", action="store_true", help="only check what is in place")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave bad files out instead of stopping"
-    )
-    parser.add_argument("--force", action="store_true", help="replace what is in place")
-    _add_split_options(parser)
-    _add_demo_options(parser)
-    add_data_options(parser, constants)
-    args = parser.parse_args()
-    _check_source(parser, args)
-    _check_fractions(parser, args)
-    _check_demo(parser, args)
-    return args
 
 
 def _add_split_options(parser: argparse.ArgumentParser) -> None:

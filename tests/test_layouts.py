@@ -411,7 +411,7 @@ def coco_beside(folder):
 
 
 def roboflow_export(folder):
-    names = [f"{name}_jpg.rf.{copy}0a1b" for name in ("p0", "p1") for copy in (1, 2)]
+    names = [f"{name}_jpg.rf.{copy}0a1b" for name in ("p0", "x5") for copy in (1, 2)]
     write_photographs(folder / "export/train", names)
     write_coco(folder, "export/train/_annotations.coco.json", names)
 
