@@ -21,7 +21,7 @@ from carvana.cache import open_cache
 from carvana.classes import SINGLE, Classes
 from carvana.device import choose_workers, find_device, fit_workers
 from carvana.errors import raise_all, result_or_error, warn
-from carvana.images import Reading, Size, read_all, read_hard_mask
+from carvana.images import FULL_RANGE, Reading, Size, judge_levels, read_all, read_hard_mask
 from carvana.interrupts import leave_signals_alone
 from carvana.mask_values import MaskFacts, find_ignored_class, judge_set, measure_mask
 from carvana.naming import NAMING, Naming
@@ -51,6 +51,7 @@ class CarvanaDataset(Dataset):
     Args:
         size: (H, W) to read at; None for each picture's own.
         mask_resize: see images.read_mask.
+        levels: of 16-bit photographs, see images.read_image.
         cache_dir: where what was read at `size` is kept for later epochs and runs; None: nowhere.
         naming: what stands before and after the name that a photograph and its mask share.
 
@@ -69,13 +70,14 @@ class CarvanaDataset(Dataset):
         mask_resize: str = "area",
         classes: Classes = SINGLE,
         naming: Naming = NAMING,
+        levels: int = FULL_RANGE,
         seed: int = 0,
         cache_dir: str | Path | None = None,
     ) -> None:
         self.pairs = find_pairs(image_dir, mask_dir, naming)
         self.transform = transform
         self.seed = seed
-        self.reading = Reading(size and tuple(size), channels, mask_resize, classes)
+        self.reading = Reading(size and tuple(size), channels, mask_resize, classes, levels)
         self.cache = None
         if cache_dir and size:
             self.cache = open_cache(cache_dir, self.pairs, self.reading)
@@ -326,6 +328,14 @@ def check_readable(*datasets: CarvanaDataset) -> None:
     raise_all([result_or_error(_read_shard, dataset) for dataset in uncached])
     for number, dataset in enumerate(datasets):
         _judge_masks(dataset, training=number == 0 and len(datasets) > 1)
+        if distributed.FIRST:
+            _judge_photographs(dataset)
+
+
+def _judge_photographs(dataset: CarvanaDataset) -> None:
+    oddity = judge_levels([image for image, _ in dataset.pairs], dataset.reading.levels)
+    if oddity:
+        warn(f"warning: {dataset.pairs[0][0].parent}: {oddity}")
 
 
 def _judge_masks(dataset: CarvanaDataset, training: bool) -> None:

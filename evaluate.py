@@ -13,7 +13,9 @@ import config
 from carvana import options
 from carvana.errors import one_line, user_errors
 from carvana.files import PAIR_FILE, check_not_inputs, replacing
+from carvana.model_config import check_image_levels
 from carvana.naming import AFFIX_CONSTANTS, Naming
+from carvana.opening import set_max_megapixels
 from carvana.pairs import find_pairs, warn_of_left_out
 from carvana.threads import keep_freed_memory
 
@@ -28,12 +30,16 @@ def parse_args() -> argparse.Namespace:
     )
     options.add_pair_folders(parser, config.VAL_IMG_DIR, config.VAL_MASK_DIR)
     constants = options.read_constants(config)
-    options.add_constants(parser, constants, [*AFFIX_CONSTANTS, "BATCH_SIZE", "NUM_WORKERS"])
+    options.add_constants(
+        parser, constants, [*AFFIX_CONSTANTS, "MAX_MEGAPIXELS", "BATCH_SIZE", "NUM_WORKERS"]
+    )
     _add_mask_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write all scores there, image by image")
     options.add_device_option(parser)
     args = parser.parse_args()
     args.cfg = options.resolve(config, args)
+    set_max_megapixels(args.cfg.MAX_MEGAPIXELS)
+    check_image_levels(args.image_levels)
     options.check_model_file(args.model)
     options.check_json_folder(args.json)
     pairs = find_pairs(args.images, args.masks, Naming.from_constants(vars(args.cfg)))
@@ -60,6 +66,12 @@ def _add_mask_options(parser: argparse.ArgumentParser) -> None:
         metavar="INT",
         help="of soft masks of one class: levels over this, of 255, are foreground, such as 127",
     )
+    parser.add_argument(
+        "--image-levels",
+        type=int,
+        metavar="INT",
+        help="the level that is white in 16-bit photographs (default: as the model was trained)",
+    )
 
 
 def main() -> None:
@@ -72,7 +84,7 @@ def main() -> None:
     mask_constants = {"MASK_VALUES": args.mask_values, "MASK_THRESHOLD": args.mask_threshold}
     given = {name: value for name, value in mask_constants.items() if value is not None}
     loading = utils.Loading(
-        Naming.from_constants(vars(cfg)), cfg.BATCH_SIZE, cfg.NUM_WORKERS, given
+        Naming.from_constants(vars(cfg)), cfg.BATCH_SIZE, cfg.NUM_WORKERS, given, args.image_levels
     )
     scores = utils.evaluate(args.model, args.images, args.masks, loading, args.device)
     if scores is None:  # of several processes the first one reports

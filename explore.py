@@ -15,6 +15,7 @@ from carvana.classes import Classes
 from carvana.errors import UserError, user_errors
 from carvana.files import PAIR_FILE, check_not_inputs
 from carvana.naming import Naming
+from carvana.opening import set_max_megapixels
 from carvana.options import (
     add_data_options,
     add_pair_folders,
@@ -68,14 +69,15 @@ def main() -> None:
     """Look at the data set that the command line names, and report."""
     args = parse_args()
     constants = resolve(config, args)
+    set_max_megapixels(constants.MAX_MEGAPIXELS)
     classes = Classes.from_constants(vars(constants))
     pairs = find_pairs(args.images, args.masks, Naming.from_constants(vars(constants)))
     warn_of_left_out(args.images, args.masks)
     inputs = {PAIR_FILE: itertools.chain(*pairs)}
     check_not_inputs([args.out], inputs, "name another file with --out")
-    survey = survey_pairs(pairs, classes, constants.GROUP_REGEX)
+    survey = survey_pairs(pairs, classes, constants.GROUP_REGEX, constants.IMAGE_LEVELS)
     if args.noise:
-        measure = functools.partial(outline_noise, classes=classes)
+        measure = functools.partial(outline_noise, classes=classes, levels=constants.IMAGE_LEVELS)
         noises = list(map_in_threads(measure, pairs, "measuring"))
         survey.lines.append(("outlines", describe_noise(noises)))
     for subject, text in survey.lines:

@@ -23,6 +23,7 @@ from carvana.errors import UserError, user_errors
 from carvana.export_formats import FORMATS, missing_modules
 from carvana.files import check_not_inputs
 from carvana.naming import AFFIX_CONSTANTS, Naming
+from carvana.opening import set_max_megapixels
 from carvana.pairs import check_folders
 from carvana.threads import keep_freed_memory
 
@@ -61,9 +62,13 @@ def parse_args() -> argparse.Namespace:
         default=config.TRAIN_MASK_DIR,
         help="their masks; default %(default)s",
     )
-    options.add_constants(parser, options.read_constants(config), AFFIX_CONSTANTS)
+    options.add_constants(
+        parser, options.read_constants(config), [*AFFIX_CONSTANTS, "MAX_MEGAPIXELS"]
+    )
     args = parser.parse_args()
-    args.naming = Naming.from_constants(vars(options.resolve(config, args)))
+    constants = options.resolve(config, args)
+    set_max_megapixels(constants.MAX_MEGAPIXELS)
+    args.naming = Naming.from_constants(vars(constants))
     if bool(args.images) != bool(args.masks):
         raise UserError("--images and --masks go together; give both, or neither")
     check_files(args)

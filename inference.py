@@ -16,6 +16,7 @@ from carvana import options
 from carvana.errors import UserError, bullet_list, user_errors, warn
 from carvana.files import check_not_inputs
 from carvana.matting import parse_background
+from carvana.model_config import check_image_levels
 from carvana.opening import IMAGE_TYPES, set_max_megapixels
 from carvana.photographs import ENDINGS, Photograph, find_photographs
 from carvana.submission_settings import run_settings, settings_of
@@ -129,8 +130,7 @@ def parse_args() -> argparse.Namespace:
         raise UserError(
             f"--batch-size: expected 1..{MAX_BATCH_SIZE} photographs, found {args.batch_size}"
         )
-    if args.image_levels is not None and not 255 <= args.image_levels <= 65535:
-        raise UserError(f"--image-levels: expected 255..65535 levels, found {args.image_levels}")
+    check_image_levels(args.image_levels)
     if not args.save and (args.cutout or args.background):
         raise UserError(
             "--no-save leaves nothing for --cutout or --background to write; omit one of them"
@@ -166,10 +166,10 @@ def check_outputs(args: argparse.Namespace, photographs: Sequence[Photograph]) -
                 f"{args.rle} already exists, and what it was written with is not known; remove it, "
                 "or name another file"
             )
-        if settings != run_settings(args.model, args.threshold, args.tta):
+        if settings != run_settings(args.model, args.threshold, args.tta, args.image_levels):
             raise UserError(
-                f"{args.rle} already exists and was written with another model, --threshold or "
-                "--tta; remove it, or name another file"
+                f"{args.rle} already exists and was written with another model, --threshold, "
+                "--tta or --image-levels; remove it, or name another file"
             )
 
 

@@ -23,6 +23,7 @@ from carvana.classes import Classes
 from carvana.errors import UserError, one_line, user_errors
 from carvana.files import is_inside
 from carvana.naming import Naming
+from carvana.opening import set_max_megapixels
 from carvana.options import (
     Constant,
     add_data_options,
@@ -213,6 +214,7 @@ def main() -> None:
     """Do what the command line says."""
     args = parse_args(read_constants(config))
     constants = resolve(config, args)
+    set_max_megapixels(constants.MAX_MEGAPIXELS)
     out = Path(args.out or _choose_folder(args))
     if args.demo:
         prepare_demo(out, _read_demo_options(args), args.force)
@@ -221,6 +223,7 @@ def main() -> None:
         naming=Naming.from_constants(vars(constants)),
         group_regex=constants.GROUP_REGEX,
         classes=Classes.from_constants(vars(constants)),
+        levels=constants.IMAGE_LEVELS,
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,
         seed=args.seed,

@@ -205,6 +205,7 @@ class Trainer:
             mask_resize=cfg.MASK_RESIZE,
             classes=self.classes,
             naming=Naming.from_constants(vars(cfg)),
+            levels=cfg.IMAGE_LEVELS,
             seed=cfg.SEED,
             cache_dir=cfg.CACHE_DIR if cfg.CACHE else None,
         )

@@ -54,6 +54,7 @@ class Loading(NamedTuple):
     batch_size: int = 16
     num_workers: int = -1  # as many as this machine needs
     mask_constants: dict[str, Any] | None = None  # MASK_VALUES, MASK_THRESHOLD; None: the model's
+    levels: int | None = None  # of 16-bit photographs; None: the model's
 
 
 def evaluate(
@@ -82,6 +83,7 @@ def evaluate(
             mask_resize=trained["MASK_RESIZE"],
             classes=classes,
             naming=loading.naming,
+            levels=loading.levels or trained["IMAGE_LEVELS"],
         )
         check_readable(dataset)
         loader = make_loader(

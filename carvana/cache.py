@@ -108,6 +108,7 @@ def _find_files(folder: Path, pairs: Sequence[Pair], reading: Reading) -> tuple[
         "channels": reading.channels,
         "mask_resize": reading.mask_resize,
         "labels": reading.classes.labels,
+        "levels": reading.levels,
     }
     name = f"{source.name}-{_digest([str(source), str(pairs[0][1].parent), settings])}"
     path = folder / f"{name}-{_digest(state)}.npy"

@@ -44,6 +44,7 @@ NETWORK_CONSTANTS = (
     "IMAGE_HEIGHT",
     "IMAGE_WIDTH",
     "IN_CHANNELS",
+    "IMAGE_LEVELS",
     "MEAN",
     "STD",
     "FEATURES",

@@ -162,9 +162,11 @@ def _read(
         pairs = [pairs[i * len(pairs) // count] for i in range(count)]
     config = model_config(model)
     classes = model_classes(model)
+    size = network_size(config)
+    channels = config["IN_CHANNELS"]
     return [
         (
-            _prepared(read_image(image, network_size(config), config["IN_CHANNELS"]), model),
+            _prepared(read_image(image, size, channels, config["IMAGE_LEVELS"]), model),
             read_hard_mask(mask, classes),
         )
         for image, mask in pairs

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from carvana import distributed
 from carvana.classes import Classes, Color
 from carvana.device import cast_convolutions, device_of, find_device
-from carvana.drawing import overlay, save_mask, save_picture
+from carvana.drawing import display_size, overlay, save_mask, save_picture
 from carvana.errors import (
     UserError,
     WriteError,
@@ -33,7 +33,7 @@ from carvana.matting import composite, matte
 from carvana.model_config import logit_threshold, model_classes, model_config, network_size
 from carvana.photographs import BACKGROUND, CUTOUT, MASK, OVERLAY, Photograph
 from carvana.predicting import network_logits, upsample
-from carvana.reports import Card, least_sure, prediction_card, predictions_page
+from carvana.reports import THUMBNAIL, Card, least_sure, prediction_card, predictions_page
 from carvana.submission import Submission, run_lengths
 from carvana.submission_settings import run_settings
 from carvana.threads import cores, map_in_threads
@@ -102,6 +102,7 @@ def mask_photographs(
                 f"{one_line(options.model)} tells {len(model_config(model)['CLASSES'])} classes "
                 "apart; --rle and --threshold are for models of one"
             )
+        given_levels = options.levels
         options = replace(options, levels=options.levels or model_config(model)["IMAGE_LEVELS"])
         if distributed.FIRST:
             oddity = judge_levels([photograph.path for photograph in photographs], options.levels)
@@ -110,7 +111,7 @@ def mask_photographs(
         with contextlib.ExitStack() as stack:
             submission = None
             if options.rle:
-                settings = run_settings(options.model, options.threshold, options.tta)
+                settings = run_settings(options.model, options.threshold, options.tta, given_levels)
                 submission = stack.enter_context(Submission(options.rle, settings))
             run = MaskingRun(options, model, submission)
             run.failures = failures if distributed.FIRST else []
@@ -268,9 +269,9 @@ def _finish(
     card = None
     if options.gallery:
         unsure = (prediction.margin < UNSURE_LOGIT).mean()
-        card = prediction_card(
-            photograph.path, photograph.name, prediction.mask, shares, unsure, classes
-        )
+        shown_size = display_size(photograph.path, THUMBNAIL)
+        image = read_image(photograph.path, shown_size, levels=options.levels)
+        card = prediction_card(image, photograph.name, prediction.mask, shares, unsure, classes)
     return Masked(shares, written, runs, card)
 
 

@@ -99,6 +99,15 @@ def mask_classes(config: Mapping, changes: Mapping) -> Classes:
     return Classes.from_constants(constants)
 
 
+def check_image_levels(levels: int | None) -> None:
+    """Raise UserError for a wrong --image-levels; None is for the model's own."""
+    try:
+        if levels is not None:
+            check(levels, parse_annotation(ImageLevels))
+    except ValueError as error:
+        raise UserError(f"--image-levels: {error}") from error
+
+
 def network_size(config: Mapping) -> tuple[int, int]:
     """Return (height, width) of the pictures that a network is fed."""
     return config["IMAGE_HEIGHT"], config["IMAGE_WIDTH"]

@@ -24,6 +24,8 @@ DATA_CONSTANTS = (
     "IGNORE_INDEX",
     "MASK_VALUES",
     "MASK_THRESHOLD",
+    "IMAGE_LEVELS",
+    "MAX_MEGAPIXELS",
 )
 DEVICES = ("auto", "cuda", "mps", "cpu")
 OPTION = re.compile("--?[A-Za-z]")

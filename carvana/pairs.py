@@ -23,6 +23,7 @@ from carvana.images import (
     Size,
     check_mask,
     check_photograph,
+    describe_turn,
     picture_size,
 )
 from carvana.mask_values import MaskFacts, WrongValues
@@ -215,10 +216,13 @@ def size_faults(image: Path, size: Size, mask: Path, mask_size: Size) -> list[st
     """Return what is wrong with a pair's sizes, in words; nothing if they are equal."""
     if size == mask_size:
         return []
-    return [
+    fault = (
         f"{one_line(image.name)}: {size[1]}x{size[0]} pixels, "
         f"its mask {one_line(mask.name)} {mask_size[1]}x{mask_size[0]}"
-    ]
+    )
+    if size == mask_size[::-1]:
+        fault += describe_turn(image, mask)
+    return [fault]
 
 
 # ---------------------------------------------------------------- by group

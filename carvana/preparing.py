@@ -21,7 +21,7 @@ from carvana.errors import (
     warn,
 )
 from carvana.files import identical_files, same_files, visible_files
-from carvana.images import advise_on_files
+from carvana.images import advise_on_files, judge_levels
 from carvana.layouts import add_empty_masks
 from carvana.locks import locked
 from carvana.mask_values import judge_set
@@ -54,6 +54,7 @@ class DataOptions:
     naming: Naming
     group_regex: str  # GROUP_REGEX
     classes: Classes
+    levels: int  # of 16-bit photographs, see read_image
     val_fraction: float  # share of the groups, 0 to 1
     test_fraction: float
     seed: int  # of the split
@@ -109,6 +110,7 @@ def check(out: Path, options: DataOptions) -> None:
             continue
         try:
             problems += faults + _check_in_place(pairs, split, options.classes)
+            _judge_photographs([image for image, _ in pairs], options)
         except UserError as error:
             problems.append(f"{mask_folder}: {error}")
         groups = {options.group(image.name) for image, _ in pairs}
@@ -158,6 +160,13 @@ def _judge(
     return advise_on_files(masks, classes, sum(check.wrong_values for check in checks))
 
 
+def _judge_photographs(images: Sequence[Path], options: DataOptions) -> None:
+    """Print what is odd about the levels of 16-bit photographs."""
+    oddity = judge_levels(images, options.levels)
+    if oddity:
+        _print_warnings([oddity])
+
+
 def _print_warnings(warnings: Iterable[str]) -> None:
     for warning in warnings:
         warn(f"warning: {warning}")
@@ -201,6 +210,7 @@ def _fill_with_pairs(
     problems += [fault for check in checks for fault in check.faults]
     masks = [copies / "masks" / mask for _, mask in pairs]
     advice = _judge(checks, masks, options.classes, training=True)
+    _judge_photographs([copies / "images" / image for image, _ in pairs], options)
     _report(problems, warnings, advice, options.skip_bad)
     pairs = [pair for pair, check in zip(pairs, checks, strict=True) if not check.faults]
     if not pairs:

@@ -257,23 +257,22 @@ def _training_card(dataset: PairedDataset, scores: dict, index: int) -> Card:
 
 
 def prediction_card(
-    path: Path, name: str, mask: np.ndarray, facts: str, unsure: float, classes: Classes
+    image: np.ndarray, name: str, mask: np.ndarray, facts: str, unsure: float, classes: Classes
 ) -> Card:
     """Return a predicted photograph as a card.
 
     Args:
-        path: of the photograph.
+        image: the photograph at display_size(path, THUMBNAIL), uint8 (h, w, 3).
         name: on the card.
         mask: uint8 (H, W) of class indices, as predicted.
         facts: the classes' shares of it, in words.
         unsure: share of the pixels whose probability is between 0.1 and 0.9.
     """
-    size = display_size(path, THUMBNAIL)
-    small = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)
+    small = cv2.resize(mask, image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     return Card(
         name=name,
         facts=f"{facts}, unsure about {100 * unsure:.2f} %",
-        pictures=_thumbnails(read_image(path, size), small, classes),
+        pictures=_thumbnails(image, small, classes),
         sort_values={"unsure": unsure, "share": (mask > 0).mean()},
     )
 
@@ -350,14 +349,15 @@ def explore_page(
 def _pair_thumbnails(survey: Survey, indices: list[int]) -> dict[int, dict[str, Markup]]:
     """Return {index: photograph, overlay and mask} of these pairs."""
     indices = list(dict.fromkeys(indices))
-    read = functools.partial(_pair_pictures, survey.classes)
+    read = functools.partial(_pair_pictures, survey.classes, survey.levels)
     pairs = [survey.pairs[index] for index in indices]
     return dict(zip(indices, map_in_threads(read, pairs, "drawing"), strict=True))
 
 
-def _pair_pictures(classes: Classes, pair: Pair) -> dict[str, Markup]:
+def _pair_pictures(classes: Classes, levels: int, pair: Pair) -> dict[str, Markup]:
     size = display_size(pair[0], SMALL_THUMBNAIL)
-    return _thumbnails(read_image(pair[0], size), read_hard_mask(pair[1], classes, size), classes)
+    image = read_image(pair[0], size, levels=levels)
+    return _thumbnails(image, read_hard_mask(pair[1], classes, size), classes)
 
 
 def _pair_card(facts: PairFacts, pictures: dict[str, Markup]) -> Card:

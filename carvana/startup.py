@@ -10,6 +10,7 @@ from carvana.errors import UserError, raise_all, result_or_error
 from carvana.files import same_file, same_place
 from carvana.locks import output_locks
 from carvana.naming import Naming
+from carvana.opening import set_max_megapixels
 from carvana.pairs import check_folders, list_files
 from carvana.rendering import PARTS, remove_leftovers, render_set
 from carvana.threads import keep_freed_memory
@@ -47,6 +48,7 @@ def configure(config: ModuleType, description: str | None = None) -> SimpleNames
                 "and run: python prepare_data.py train.zip train_masks.zip"
             )
         cfg = options.load(config, base_preset=preset)
+    set_max_megapixels(cfg.MAX_MEGAPIXELS)
     _render_missing_cars(cfg, config.PRESETS)
     _check_data(cfg)
     _check_outputs(cfg)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 
-def run_settings(model: str | Path, threshold: float | None, tta: bool) -> dict[str, Any]:
+def run_settings(
+    model: str | Path, threshold: float | None, tta: bool, levels: int | None = None
+) -> dict[str, Any]:
     """Return what must be the same for a csv to be continued."""
     digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
-    return {"model": digest, "threshold": threshold, "tta": tta}
+    settings = {"model": digest, "threshold": threshold, "tta": tta}
+    return settings | {"levels": levels} if levels else settings
 
 
 def settings_of(path: str | Path) -> dict[str, Any] | None:

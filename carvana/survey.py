@@ -14,7 +14,14 @@ import numpy as np
 
 from carvana.classes import Classes
 from carvana.errors import UserError, bullet_list, first_few, one_line, plural, result_or_error
-from carvana.images import explain_wrong_values, picture_size, read_hard_mask, read_image
+from carvana.images import (
+    FULL_RANGE,
+    explain_wrong_values,
+    judge_levels,
+    picture_size,
+    read_hard_mask,
+    read_image,
+)
 from carvana.mask_values import MaskFacts, judge_set, measure_mask
 from carvana.outlines import edge_agreement
 from carvana.pairs import CAR_REGEX, Pair, group_of
@@ -71,18 +78,24 @@ class Survey:
     look_alikes: list[tuple[str, str]]  # names of photographs that look alike
     oddities: list[tuple[str, str]]  # (name, why)
     lines: list[tuple[str, str]]  # all of it in words: (subject, text); warnings first
+    levels: int  # of 16-bit photographs, see read_image
 
 
 # ---------------------------------------------------------------- looking
 
 
-def survey_pairs(pairs: list[Pair], classes: Classes, group_regex: str) -> Survey:
+def survey_pairs(
+    pairs: list[Pair], classes: Classes, group_regex: str, levels: int = FULL_RANGE
+) -> Survey:
     """Look at every pair of a data set.
+
+    Args:
+        levels: of 16-bit photographs, see read_image.
 
     Raises:
         UserError: naming every file that cannot be read, or what the masks cannot mean.
     """
-    measure = functools.partial(result_or_error, measure_pair, classes=classes)
+    measure = functools.partial(result_or_error, measure_pair, classes=classes, levels=levels)
     facts = list(map_in_threads(measure, pairs, "looking"))
     faults = [result for result in facts if isinstance(result, UserError)]
     if faults:
@@ -93,23 +106,28 @@ def survey_pairs(pairs: list[Pair], classes: Classes, group_regex: str) -> Surve
             lines.insert(0, advice)
         raise UserError(bullet_list(headline, lines))
     warnings = judge_set([row.mask for row in facts], classes)
+    oddity = judge_levels([image for image, _ in pairs], levels)
+    if oddity:
+        warnings.append(oddity)
     same_bytes, look_alikes = find_duplicates(facts)
-    survey = Survey(pairs, classes, facts, same_bytes, look_alikes, find_oddities(facts), [])
+    survey = Survey(
+        pairs, classes, facts, same_bytes, look_alikes, find_oddities(facts), [], levels
+    )
     survey.lines = [("warning", warning) for warning in warnings]
     survey.lines += summarize(survey, group_regex)
     return survey
 
 
-def measure_pair(pair: Pair, classes: Classes) -> PairFacts:
+def measure_pair(pair: Pair, classes: Classes, levels: int = FULL_RANGE) -> PairFacts:
     """Read a pair and return its facts."""
     path, mask_path = pair
     height, width = picture_size(path)
     size = (HEIGHT, max(1, round(HEIGHT * width / height)))
-    gray = read_image(path, size, 1)[..., 0]
+    gray = read_image(path, size, 1, levels)[..., 0]
     mask = read_hard_mask(mask_path, classes)
     objects = classes.foreground(mask)
-    levels = objects.view(np.uint8) * np.uint8(255)
-    small = _resize_by_area(levels, size) > 127
+    object_levels = objects.view(np.uint8) * np.uint8(255)
+    small = _resize_by_area(object_levels, size) > 127
     return PairFacts(
         name=path.name,
         size=f"{width}x{height}",
@@ -118,7 +136,7 @@ def measure_pair(pair: Pair, classes: Classes) -> PairFacts:
         brightness=gray.mean(),
         contrast=gray.std(),
         agreement=edge_agreement(gray, small.view(np.uint8)),
-        small_mask=_resize_by_area(levels, MEAN_MASK_SIZE),
+        small_mask=_resize_by_area(object_levels, MEAN_MASK_SIZE),
         thumbprint=_resize_by_area(gray.astype(np.float32), THUMBPRINT_SIZE).ravel(),
         mask=measure_mask(mask, classes),
         digest=hashlib.sha256(path.read_bytes()).digest(),
@@ -167,6 +185,8 @@ def find_oddities(facts: list[PairFacts]) -> list[tuple[str, str]]:
     oddities = []
     for fact, label in FACTS.items():
         values = np.array([getattr(row, fact) for row in facts])
+        if np.isnan(values).all():  # of outlines, where all masks are empty
+            continue
         median = np.nanmedian(values)
         deviations = abs(values - median)
         spread = max(1e-9, NORMAL_SPREAD * np.nanmedian(deviations))
@@ -257,6 +277,8 @@ def _describe_classes(facts: list[PairFacts], classes: Classes) -> str:
 
 
 def _describe_spread(values: list[float]) -> str:
+    if np.isnan(values).all():
+        return "none"
     lowest, lower, median, upper, highest = np.nanquantile(values, (0, 0.25, 0.5, 0.75, 1))
     return (
         f"min {lowest:.3g}, a quarter below {lower:.3g}, median {median:.3g}, "

@@ -126,3 +126,12 @@ def test_outline_noise_of_masks_that_are_off_is_measured(tmp_path):
     assert 1.2 < distances.mean() < 2.2
     assert "scores Dice 0.9" in describe_noise(noises)
     assert describe_noise([OutlineNoise(np.empty(0), np.nan)]).startswith("too few")
+
+
+def test_explore_takes_a_set_of_empty_masks(tmp_path, run):
+    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=3, angles=1)
+    for path in (tmp_path / "masks").iterdir():
+        write_mask(path, np.zeros((48, 72)))
+    finished = run("explore.py", "--images", "photos", "--masks", "masks")
+    assert "Warning" not in finished.stderr
+    assert "edges at the outline, times those around it: none" in finished.stdout

@@ -11,10 +11,24 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import pytest
-from helpers import OWN_MODEL, ROOT, picture_width_height, ramp, scene, write_model
+from helpers import (
+    BEST,
+    LAST,
+    OWN_MODEL,
+    ROOT,
+    is_same,
+    learned_state,
+    picture_width_height,
+    ramp,
+    scene,
+    split_folders,
+    tiny_options,
+    write_model,
+)
 from PIL import ExifTags, Image, ImageCms
 
 from carvana import opening
+from carvana.checkpoint import read_checkpoint
 from carvana.errors import UserError
 from carvana.images import (
     EXIF_ORIENTATION,
@@ -667,3 +681,98 @@ def test_mask_of_the_unturned_photograph_is_explained(tmp_path, orientation):
         turn == {5: "-transpose", 6: "-rotate 90", 7: "-transverse", 8: "-rotate -90"}[orientation]
     )
     assert "exiftool -Orientation= a.jpg" in remark
+
+
+# ---------------------------------------------------------------- every script
+
+
+def write_12_bits(images, white=4095):
+    """Put 16-bit PNGs of 12 bits in the place of a folder's photographs."""
+    for path in list(images.iterdir()):
+        levels = read_image(path)
+        write_deep(path.with_suffix(".png"), np.round(levels * (white / 255)).astype(np.uint16))
+        path.unlink()
+
+
+def test_every_script_warns_of_12_bits_and_takes_the_option(data, run):
+    folders = split_folders(data)
+    write_12_bits(folders[0])
+    write_12_bits(folders[2])
+    training = ("--images", "data/train_images", "--masks", "data/train_masks")
+    train = ("train.py", *tiny_options(NUM_EPOCHS=1))
+    evaluate = ("evaluate.py", *OWN_MODEL)
+    commands = (train, evaluate, ("explore.py", *training), ("prepare_data.py", *training))
+    more = {"prepare_data.py": ("--out", "new", "--force")}
+    advice = "if they hold 12 bits, add --image-levels 4095"
+    for command in commands:
+        finished = run(*command, *more.get(command[0], ()))
+        assert advice in finished.stdout + finished.stderr, command[0]
+    assert "brightness, 0 to 255: min 0" not in run("explore.py", *training).stdout
+    for command in commands:
+        extra = ("--image-levels", "4095")
+        finished = run(*command, *more.get(command[0], ()), *extra)
+        assert "--image-levels" not in finished.stdout + finished.stderr, command[0]
+    assert read_checkpoint(data / BEST)["config"]["IMAGE_LEVELS"] == 4095
+    assert "--image-levels" not in run(*evaluate).stderr
+    finished = run(*evaluate, "--image-levels", "9", status=2)
+    assert "--image-levels: expected 255..65535 levels, found 9" in finished.stderr
+
+
+def test_12_bits_are_trained_on_as_8(data, run, no_report):
+    """Rounded to the same 8 bits, they give the same weights, with the cache of neither."""
+    train = ("train.py", *tiny_options(NUM_EPOCHS=1), "--batchnorm-images", "0")
+    folders = split_folders(data)
+    for folder in (folders[0], folders[2]):
+        for path in list(folder.iterdir()):
+            Image.fromarray(read_image(path)).save(path.with_suffix(".png"))
+            path.unlink()
+    run(*train)
+    expected = learned_state(read_checkpoint(data / LAST))
+    write_12_bits_of_png(folders[0])
+    write_12_bits_of_png(folders[2])
+    run(*train)
+    dark = learned_state(read_checkpoint(data / LAST))
+    assert not is_same(dark["state_dict"], expected["state_dict"])
+    run(*train, "--image-levels", "4095")
+    assert is_same(
+        learned_state(read_checkpoint(data / LAST))["state_dict"], expected["state_dict"]
+    )
+    finished = run(*train, "--num-epochs", "2", "--load-model", "true", status=2)
+    assert "IMAGE_LEVELS" in finished.stderr
+
+
+def write_12_bits_of_png(images):
+    for path in images.iterdir():
+        write_deep(path, np.round(read_image(path) * (4095 / 255)).astype(np.uint16))
+
+
+def test_training_explains_a_mask_of_the_unturned_photograph(data, run):
+    path = next(split_folders(data)[0].iterdir())
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = 6
+    Image.fromarray(read_image(path)).save(path, exif=exif)
+    for command in (("train.py", *tiny_options()), ("explore.py",)):
+        stderr = run(*command, status=2).stderr
+        expected = (
+            rf"{path.name}: 48x72 pixels, its mask .*_mask.gif 72x48; its EXIF orientation, 6, "
+        )
+        assert re.search(expected, stderr)
+
+
+@pytest.mark.filterwarnings("ignore")  # as carvana.images has it
+def test_every_script_takes_a_limit(data, run, small_limit):
+    training = ("--images", "data/train_images", "--masks", "data/train_masks")
+    path = next(split_folders(data)[0].iterdir())
+    Image.new("L", (2000, 1000)).save(path)
+    mask = split_folders(data)[1] / f"{path.stem}_mask.gif"
+    Image.new("1", (2000, 1000)).save(mask)
+    write_model(data / BEST)
+    for command in (
+        ("train.py", *tiny_options(NUM_EPOCHS=1)),
+        ("explore.py", *training),
+        ("evaluate.py", *OWN_MODEL, *training),
+        ("prepare_data.py", *training, "--out", "new"),
+    ):
+        stderr = run(*command, "--max-megapixels", "1", status=2).stderr
+        assert "2 megapixels; over 1, " in stderr, command[0]
+        run(*command, "--max-megapixels", "2")

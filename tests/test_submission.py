@@ -63,7 +63,14 @@ def test_submission_continues_where_it_stopped(work, run):
 
 
 @pytest.mark.parametrize(
-    "change", [("--threshold", 0.4), ("--tta",), ("--model", "other.pth.tar")], ids=str
+    "change",
+    [
+        ("--threshold", 0.4),
+        ("--tta",),
+        ("--image-levels", 4095),
+        ("--model", "other.pth.tar"),
+    ],
+    ids=str,
 )
 def test_submission_of_another_run_is_refused(work, run, change):
     write_model(work / "other.pth.tar", seed=5)
@@ -71,7 +78,9 @@ def test_submission_of_another_run_is_refused(work, run, change):
     run("inference.py", *arguments)
     whole = (work / "a.csv").read_bytes()
     stderr = run("inference.py", *arguments, *change, status=2).stderr
-    assert "was written with another model, --threshold or --tta; remove it" in stderr
+    assert (
+        "was written with another model, --threshold, --tta or --image-levels; remove it" in stderr
+    )
     assert (work / "a.csv").read_bytes() == whole
 
 
