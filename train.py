@@ -335,6 +335,7 @@ class Trainer:
             if self.statistics:
                 self.statistics.restore()
             self.save_before_the_end()
+            self.signals.check()  # it may have ended the workers as well
             raise epoch.error
         if pause.signal:
             self.save_before_the_end()
@@ -368,10 +369,13 @@ class Trainer:
     def check_weights(self) -> None:
         """Raise UserError, in all processes, if the weights are not finite."""
         finite = checkpoint.weights_are_finite(self.model, self.ema_model)
-        if not distributed.all_reduce_max(int(not finite))[0]:
-            return
+        if distributed.all_reduce_max(int(not finite))[0]:
+            raise self.not_finite()
+
+    def not_finite(self) -> UserError:
+        """Return the error of weights that must not be saved."""
         progress = self.progress
-        raise UserError(
+        return UserError(
             f"weights are not finite after {progress.done} of {progress.images} images of epoch "
             f"{progress.epoch + 1}, and were not saved; lower LEARNING_RATE, or set CLIP_GRADIENT "
             "to 1 or PRECISION to fp32. --load-model true continues from the last good checkpoint, "
@@ -434,8 +438,9 @@ class Trainer:
         due = cfg.FULL_RES_EVERY > 0 and (progress.epoch + 1) % cfg.FULL_RES_EVERY == 0
         scores = self.evaluate(full_size=last or due)
         learning_rate = self.optimizer.param_groups[0]["lr"]
+        best_before = progress.best
         if progress.finish_epoch(scores, learning_rate, peak_memory(self.device)):
-            self.save(cfg.BEST_CHECKPOINT_FILE)
+            self.save_best(best_before)
         self.save(cfg.CHECKPOINT_FILE)
         history.print_epoch(progress.history[-1], cfg)
         history.warn_if_constant(scores, cfg.CLASSES)
@@ -444,6 +449,18 @@ class Trainer:
             with self.byproducts.writing(path):
                 history.write_history(progress.history, path)
         self.write_pictures(scores)
+
+    def save_best(self, best_before: float) -> None:
+        """Write the best checkpoint; if that fails, the epoch is kept in the other one.
+
+        It comes first: a run that is killed in between repeats the epoch, and is best again.
+        """
+        try:
+            self.save(self.cfg.BEST_CHECKPOINT_FILE)
+        except UserError:
+            self.progress.best = best_before
+            self.save(self.cfg.CHECKPOINT_FILE)
+            raise
 
     def write_pictures(self, scores: dict[str, Any]) -> None:
         """Write all that shows an evaluation into SAVED_IMAGES_DIR."""
@@ -471,8 +488,15 @@ class Trainer:
         return done or progress.out_of_patience(self.cfg.PATIENCE)
 
     def save(self, filename: str) -> None:
-        """Write a checkpoint, in the first of several processes."""
+        """Write a checkpoint, in the first of several processes.
+
+        Raises:
+            UserError: it cannot be written, or weights are not finite: not even by an evaluation,
+                which measures BatchNorm's statistics anew.
+        """
         if distributed.FIRST:
+            if not checkpoint.weights_are_finite(self.model, self.ema_model):
+                raise self.not_finite()
             state = checkpoint.training_state(
                 self.model, self.optimizer, self.scaler, self.progress.state(), self.ema_model
             )

@@ -2,10 +2,10 @@
 
 import codecs
 import contextlib
-import glob
 import itertools
 import math
 import os
+import re
 import shlex
 import uuid
 import warnings
@@ -22,6 +22,7 @@ from torch import nn
 from carvana.errors import UserError, error_summary, first_few, one_line
 from carvana.files import sync_folder
 from carvana.model_config import check_model_config, model_config
+from carvana.naming import AFFIX_CONSTANTS
 from carvana.options import option_name
 from carvana.schema import short
 from carvana.untrusted import check_size
@@ -57,7 +58,7 @@ NETWORK_CONSTANTS = (
 SCORING_CONSTANTS = {
     "VAL_IMG_DIR",
     "VAL_MASK_DIR",
-    "MASK_SUFFIX",
+    *AFFIX_CONSTANTS,
     "MASK_VALUES",
     "MASK_THRESHOLD",
     "MASK_RESIZE",
@@ -183,21 +184,20 @@ def remove_unfinished(filename: str | Path) -> None:
     No other run may be writing to it now.
     """
     path = Path(filename)
-    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*{UNFINISHED}"):
-        with contextlib.suppress(OSError):
-            leftover.unlink()
+    pattern = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}")
+    for leftover in path.absolute().parent.iterdir():
+        if pattern.fullmatch(leftover.name):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
 
 
 def weights_are_finite(*models: nn.Module | None) -> bool:
     """Return whether no weight of any of the models is nan or infinite. Waits for the device."""
-    tensors = [
-        tensor
-        for model in models
-        if model is not None
-        for tensor in model.state_dict().values()
-        if tensor.is_floating_point()
-    ]
-    return torch.stack([tensor.isfinite().all() for tensor in tensors]).all().item()
+    finite = []
+    for model in models:
+        tensors = model.state_dict().values() if model is not None else ()
+        finite += [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+    return torch.stack(finite).all().item()
 
 
 def run_of(path: str | Path) -> str | None:
@@ -267,7 +267,7 @@ def _foreign_state(state: Mapping[str, Any]) -> dict[str, Any]:
     optimizer = state.get("optimizer", state.get("optimizer_state_dict"))
     if isinstance(optimizer, dict):
         known["optimizer"] = optimizer
-    if "config" in state:  # weights that come with the project have one
+    if isinstance(state.get("config"), dict):  # weights that come with the project have one
         known["config"] = state["config"]
     return known
 

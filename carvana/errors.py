@@ -96,9 +96,8 @@ def describe_os_error(error: OSError) -> str:
 
 def error_summary(error: BaseException | str) -> str:
     """Return an error in one line: the system's words, the message's first line, or its type."""
-    system_words = getattr(error, "strerror", None)
-    if system_words:
-        return system_words
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     lines = str(error).splitlines() or [type(error).__name__]
     return one_line(lines[0])
 

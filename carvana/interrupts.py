@@ -31,7 +31,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Within the block, the first signal only sets .received; a second Ctrl-C ends the process.
+    """Within the block, the first signal only sets .received; Ctrl-C after that ends the process.
 
     A launcher passes on what its processes have received already: under one, and for all signals
     but Ctrl-C, further ones change nothing. A signal that was being ignored still is, as under
@@ -57,7 +57,7 @@ class Signals:
             return
         self.received = number
         # Not by print: the signal may come in the middle of one.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             os.write(sys.stderr.fileno(), STOPPING.encode())
 
     def __exit__(self, *_: object) -> None:

@@ -46,7 +46,8 @@ def locked(output: str | Path, claim: str, advice: str) -> Iterator[None]:
     try:
         if lock.is_locked:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+            with contextlib.suppress(OSError):  # a full disk; Windows, which locks the content too
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
         yield
     finally:
         if lock.is_locked:
@@ -64,9 +65,9 @@ def lock_path(output: str | Path) -> Path:
 def _holder(path: Path) -> str:
     """Return who holds a lock, in words."""
     try:
-        return one_line(path.read_text().strip()) or "which is just starting"
+        return one_line(path.read_text().strip()) or "which has left no note"
     except OSError:
-        return "which is just ending"
+        return "which has left no note"
 
 
 @contextlib.contextmanager
@@ -86,8 +87,10 @@ def output_locks(outputs: Mapping[str, str | Path]) -> Iterator[None]:
             others = " ".join(f"{option_name(name)} OTHER" for name in constants[number:])
             claim = f"another training writes {one_line(output)}"
             advice = f"wait until it ends, or train beside it with {others}"
+            # A folder may be all that can be written to, as in a container.
+            target = Path(output, "run") if constant.endswith("_DIR") else output
             try:
-                stack.enter_context(locked(output, claim, advice))
+                stack.enter_context(locked(target, claim, advice))
             except OSError as error:
                 remedy = REMEDIES.get(error.errno, "check the path")
                 raise UserError(

@@ -111,7 +111,7 @@ class Progress:
                 "full_dice": scores.get("full_dice"),
                 "learning_rate": learning_rate,
                 "seconds": self.part.seconds,
-                "images_per_second": self.part.images / self.part.seconds,
+                "images_per_second": self.part.images / max(self.part.seconds, 1e-9),
                 "peak_memory_mb": peak_memory / 1e6,
             }
         )

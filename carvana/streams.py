@@ -57,11 +57,27 @@ class LenientStream:
             os.close(null_device)
 
 
+def _occupy_standard_descriptors() -> None:
+    """Open the null device where standard input, output or error are closed.
+
+    Else the next file to be opened would take the place, and what libraries print.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+
+
 @contextlib.contextmanager
 def lenient_streams() -> Iterator[None]:
-    """Within the block, sys.stdout and sys.stderr drop what cannot be written."""
-    stdout = LenientStream(sys.stdout)
-    stderr = LenientStream(sys.stderr)
+    """Within the block, sys.stdout and sys.stderr drop what cannot be written.
+
+    A process that was started without them (python train.py >&-) gets the null device.
+    """
+    _occupy_standard_descriptors()
+    stdout = LenientStream(sys.stdout or open(os.devnull, "w"))  # noqa: SIM115 (open to the end)
+    stderr = LenientStream(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             yield

@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import time
@@ -470,6 +471,63 @@ def test_weights_that_are_not_finite_are_not_saved_at_a_signal(settings, monkeyp
     with pytest.raises(UserError, match="weights are not finite after 8 of 12 images of epoch 2"):
         train.main(settings(NUM_EPOCHS=2))
     assert read_checkpoint(LAST)["epoch"] == 1
+
+
+class OverflowingSettle:
+    """settle_batchnorm, whose n-th call measures a variance that is infinite."""
+
+    def __init__(self, call):
+        self.settle = train.settle_batchnorm
+        self.left = call
+
+    def __call__(self, model, batches):
+        self.settle(model, batches)
+        self.left -= 1
+        if not self.left:
+            model.downs[0].conv[1].running_var.fill_(float("inf"))
+
+
+def test_statistics_that_are_not_finite_are_not_saved(settings, monkeypatch):
+    monkeypatch.setattr(train, "settle_batchnorm", OverflowingSettle(2))
+    with pytest.raises(UserError, match="weights are not finite after"):
+        train.main(settings(NUM_EPOCHS=3))
+    assert read_checkpoint(LAST)["epoch"] == 1
+    assert read_checkpoint(BEST)["epoch"] == 1
+
+
+def save_all_but_the_best(save_checkpoint, state, filename):
+    if filename == BEST:
+        raise UserError(f"{BEST} could not be written")
+    save_checkpoint(state, filename)
+
+
+def test_best_checkpoint_that_cannot_be_written_costs_no_epoch(settings, monkeypatch):
+    """It may be on another disk."""
+    failing = functools.partial(save_all_but_the_best, train.save_checkpoint)
+    monkeypatch.setattr(train, "save_checkpoint", failing)
+    with pytest.raises(UserError, match=f"{BEST} could not be written"):
+        train.main(settings(NUM_EPOCHS=2))
+    state = read_checkpoint(LAST)
+    assert state["epoch"] == 1
+    assert state["best"] == -1
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_training_does_without_output_that_is_closed(data, closed):
+    """As a service may be started; the first SIGTERM stops it in order."""
+    words = script_command("train.py", *tiny_options(BATCH_SIZE=2, NUM_EPOCHS=100_000))
+    process = subprocess.Popen(
+        ["sh", "-c", f"exec {shlex.join(words)} {closed}"],
+        cwd=data,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not (data / LAST).exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert read_checkpoint(data / LAST)["epoch"] >= 1
 
 
 # ---------------------------------------------------------------- parts of epochs

@@ -68,7 +68,8 @@ def test_lock_is_the_same_for_all_spellings_of_a_file(tmp_path, monkeypatch):
 
 def test_lock_leaves_no_file(tmp_path):
     with output_locks({"CHECKPOINT_FILE": tmp_path / "a", "SAVED_IMAGES_DIR": tmp_path / "b/c"}):
-        assert sorted(path.name for path in tmp_path.rglob(".*")) == [".a.lock", ".c.lock"]
+        locks_of_both = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob(".*")}
+        assert locks_of_both == {".a.lock", "b/c/.run.lock"}
     assert not list(tmp_path.rglob(".*"))
 
 
@@ -141,11 +142,12 @@ def save_often(state, path):
 
 def test_what_a_killed_run_left_of_a_checkpoint_is_removed_by_the_next(data, run):
     leftovers = [data / f"{LAST}.0123abcd.tmp", data / f"{BEST}.0123abcd.tmp"]
-    for path in (*leftovers, data / "notes.tmp"):
+    others = [data / "notes.tmp", data / f"{LAST}.other.0123abcd.tmp", data / f"{LAST}.mine.tmp"]
+    for path in (*leftovers, *others):
         path.write_bytes(b"half")
     run("train.py", *tiny_options(NUM_EPOCHS=1))
     assert not any(path.exists() for path in leftovers)
-    assert (data / "notes.tmp").exists()
+    assert all(path.exists() for path in others)
 
 
 def test_checkpoint_of_another_run_is_there_at_any_moment(tmp_path, monkeypatch):
