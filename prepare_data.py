@@ -234,11 +234,10 @@ def main() -> None:
     check_sources_stay([*args.source, args.images, args.masks], out)
     if args.check:
         check(out, options)
-    elif args.images:
-        paths = [args.images, args.masks]
-        prepare(out, partial(open_sources, paths, recursive=args.recursive), options)
     else:
-        prepare(out, partial(open_sources, args.source, recursive=args.recursive), options)
+        paths = args.source or [args.images, args.masks]
+        sources = partial(open_sources, paths, naming=options.naming, recursive=args.recursive)
+        prepare(out, sources, options)
 
 
 def check_sources_stay(sources: Iterable[str | None], out: Path) -> None:

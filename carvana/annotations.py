@@ -5,6 +5,8 @@ import binascii
 import io
 import json
 import math
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,12 +16,15 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from carvana.classes import NO_CLASS, Color
 from carvana.errors import UserError, bullet_list, first_few, one_line, plural
+from carvana.files import write_image
+from carvana.model_config import TUTORIAL_DEFAULTS, class_faults
+from carvana.naming import Naming, stem_of
+from carvana.opening import LIMIT_VARIABLE
 
 BACKGROUND = "background"
-IGNORED = 255  # the value of pixels that are neither trained on nor scored
 MAX_SIDE = 65_500  # pixels
-MAX_CLASSES = 254
 LABELMAP = "labelmap.txt"  # of CVAT: name:red,green,blue:parts:actions
 VOC_MASKS = "SegmentationClass"
 VOC_CLASSES = [
@@ -28,6 +33,7 @@ VOC_CLASSES = [
     *("sheep", "sofa", "train", "tvmonitor"),
 ]
 LABELME_BACKGROUND = "_background_"
+BACKGROUNDS = (BACKGROUND, LABELME_BACKGROUND)  # in lower case: names that no object has
 LABELME_IGNORE = "__ignore__"
 
 Draw = Callable[[], np.ndarray]  # returns a mask, uint8 (H, W)
@@ -36,47 +42,84 @@ Draw = Callable[[], np.ndarray]  # returns a mask, uint8 (H, W)
 class AnnotatedMasks(NamedTuple):
     """The masks that annotations mean."""
 
-    draw: dict[str, Draw]  # by the photograph's name without its ending
+    draw: dict[str, Draw]  # by the photograph's stem_of
     classes: list[str]  # CLASSES: one kind of object, or the background and several
+    is_selection: bool = False  # of photographs, the others of which are not annotated
 
-    def writers(self) -> dict[str, Callable[[Path], None]]:
+    def writers(self, naming: Naming) -> dict[str, Callable[[Path], None]]:
         """Return functions that write the masks as plain PNGs, by file name."""
         scale = 255 if len(self.classes) == 1 else 1
         return {
-            f"{name}_mask.png": partial(_write_mask, draw, scale)
-            for name, draw in self.draw.items()
+            naming.mask_file(stem): partial(_write_mask, draw, scale)
+            for stem, draw in self.draw.items()
         }
 
 
+class UnreadableJson(UserError):
+    """A file is not JSON."""
+
+
 def _write_mask(draw: Draw, scale: int, path: Path) -> None:
-    mask = draw() * np.uint8(scale)
-    buffer = io.BytesIO()
-    Image.fromarray(mask).save(buffer, "PNG")
-    path.write_bytes(buffer.getbuffer())
+    write_image(Image.fromarray(draw() * np.uint8(scale)), path)
 
 
-def _class_list(names: Sequence[str], ignores: bool = False) -> list[str]:
-    """Return CLASSES for kinds of objects. A class alone has no value for pixels to ignore."""
-    if len(names) > MAX_CLASSES:
-        raise UserError(f"{len(names)} classes in the annotations; expected {MAX_CLASSES} at most")
-    if len(names) == 1 and not ignores:
-        return list(names)
-    return [BACKGROUND, *names]
+def class_values(names: Iterable[str]) -> dict[str, int]:
+    """Return the value of each name in masks: 0 of the background, kinds of objects from 1 on."""
+    names = list(dict.fromkeys(names))
+    kinds = [name for name in names if name.lower() not in BACKGROUNDS]
+    values = {name: value for value, name in enumerate(kinds, 1)}
+    return {name: values.get(name, 0) for name in names}
+
+
+def class_list(values: Mapping[str, int], ignores: bool = False) -> list[str]:
+    """Return CLASSES for the class_values of names.
+
+    Args:
+        ignores: there are pixels to ignore, for which masks of a class alone have no value.
+
+    Raises:
+        UserError: there are no kinds of objects, or their names cannot be CLASSES.
+    """
+    kinds = [name for name, value in values.items() if value]
+    if not kinds:
+        raise UserError("the annotations name no kind of object; expected one at least")
+    classes = kinds if len(kinds) == 1 and not ignores else [BACKGROUND, *kinds]
+    faults = class_faults(TUTORIAL_DEFAULTS | {"CLASSES": classes})
+    if faults:
+        raise UserError(f"{'; '.join(faults)}; rename them in the annotations")
+    return classes
+
+
+def is_json(path: Path) -> bool:
+    """Return whether a file is JSON, by the ending of its name."""
+    return path.suffix.lower() == ".json"
 
 
 def read_json(path: Path) -> Any:
-    """Return what is in a JSON file. Raises UserError if it cannot be read."""
+    """Return what is in a JSON file. Raises UnreadableJson."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{one_line(path)} is not JSON that can be read ({error})") from error
+        raise UnreadableJson(f"{one_line(path)} is not JSON that can be read ({error})") from error
 
 
 def _checked_size(height: Any, width: Any, where: str) -> tuple[int, int]:
     sides = (height, width)
     if not all(type(side) is int and 0 < side <= MAX_SIDE for side in sides):
         raise UserError(f"{where}: expected a height and a width in pixels, found {sides}")
+    megapixels = math.ceil(height * width / 1_000_000)
+    limit = int(os.environ[LIMIT_VARIABLE])
+    if megapixels > limit:
+        raise UserError(
+            f"{where}: a photograph of {megapixels:,} megapixels; expected {limit} at most; if you "
+            f"trust it, add --max-megapixels {megapixels}"
+        )
     return sides
+
+
+def _is_coordinate(number: Any) -> bool:
+    """Return whether a number is in a photograph or near it; libraries crash on others."""
+    return type(number) in (int, float) and -MAX_SIDE <= number <= 2 * MAX_SIDE
 
 
 # ---------------------------------------------------------------- COCO
@@ -98,31 +141,49 @@ def coco_masks(path: Path) -> AnnotatedMasks:
     content = read_json(path)
     try:
         categories = _coco_categories(content)
-        values = {number: place + 1 for place, number in enumerate(categories)}
-        images = {image["id"]: image for image in content["images"]}
+        values = class_values(categories.values())
+        images = _by_id(content["images"], f"images of {one_line(path)}")
         objects = {number: [] for number in images}
         for annotation in content["annotations"]:
-            value = values[annotation["category_id"]]
+            value = values[categories[annotation["category_id"]]]
             objects[annotation["image_id"]].append((value, annotation.get("segmentation")))
-        names = {Path(image["file_name"]).stem for image in images.values()}
+        stems = {number: _coco_stem(image) for number, image in images.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{one_line(path)} is no COCO file of instances ({type(error).__name__} {error}); "
             "expected images, annotations and categories that refer to each other"
         ) from error
-    if len(names) < len(images):
+    if len(set(stems.values())) < len(images):
         raise UserError(f"{one_line(path)} lists photographs of the same name; rename them")
     _refuse_boxes(path, images, objects)
     draw = {}
     for number, image in images.items():
         size = _checked_size(image.get("height"), image.get("width"), one_line(image["file_name"]))
-        draw[Path(image["file_name"]).stem] = partial(_draw_coco, objects[number], size)
-    return AnnotatedMasks(draw, _class_list(list(categories.values())))
+        draw[stems[number]] = partial(_draw_coco, objects[number], size)
+    return AnnotatedMasks(draw, class_list(values))
+
+
+def _coco_stem(image: Mapping[str, Any]) -> str:
+    """Return the stem_of a photograph, whose path may be one of Windows."""
+    return stem_of(image["file_name"].replace("\\", "/"))
+
+
+def _by_id(entries: Iterable[Mapping[str, Any]], description: str) -> dict[Any, Mapping[str, Any]]:
+    """Return {id: entry}. Raises UserError if several have the same."""
+    counts = Counter(entry["id"] for entry in entries)
+    repeated = [one_line(number) for number, count in counts.items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{description}: several have the id {first_few(repeated)}; expected one of each id, "
+            "so renumber them"
+        )
+    return {entry["id"]: entry for entry in entries}
 
 
 def _coco_categories(content: Mapping[str, Any]) -> dict[int, str]:
     """Return {number: name}, without the placeholder above all others that Roboflow writes."""
-    categories = {entry["id"]: str(entry["name"]) for entry in content["categories"]}
+    entries = _by_id(content["categories"], "categories")
+    categories = {number: str(entry["name"]) for number, entry in entries.items()}
     parents = {entry.get("supercategory") for entry in content["categories"]}
     used = {annotation["category_id"] for annotation in content["annotations"]}
     return {
@@ -149,38 +210,71 @@ def _refuse_boxes(path: Path, images: Mapping, objects: Mapping[Any, list]) -> N
 def _draw_coco(objects: Sequence[tuple[int, Any]], size: tuple[int, int]) -> np.ndarray:
     """Return a mask of (value, segmentation) pairs, the largest first."""
     mask = np.zeros(size, np.uint8)
-    areas = [(value, _coco_area(segmentation, size)) for value, segmentation in objects]
+    areas = [(value, coco_area(segmentation, size)) for value, segmentation in objects]
     for value, area in sorted(areas, key=lambda item: -np.count_nonzero(item[1])):
         mask[area] = value
     return mask
 
 
-def _coco_area(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
-    """Return bool (H, W) of polygons or run lengths, rasterized by COCO's own library."""
-    coco = _import_coco()
+def coco_area(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
+    """Return bool (H, W) of polygons, rasterized by COCO's own library, or of run lengths."""
     height, width = size
     if isinstance(segmentation, list):
+        coco = _import_coco()
         for polygon in segmentation:
-            _check_numbers(polygon, least=6)
+            _check_polygon(polygon)
         codes = coco.frPyObjects([list(map(float, part)) for part in segmentation], height, width)
         return coco.decode(coco.merge(codes)).astype(bool)
     if list(segmentation["size"]) != [height, width]:
         raise UserError(f"run lengths are of size {segmentation['size']}, the photograph {size}")
     counts = segmentation["counts"]
-    if isinstance(counts, list):
-        _check_numbers(counts, least=1)
-        if sum(counts) != height * width:
-            raise UserError(f"run lengths cover {sum(counts)} of {height * width} pixels")
-        segmentation = coco.frPyObjects(segmentation, height, width)
-    return coco.decode(segmentation).astype(bool)
+    if isinstance(counts, str):
+        counts = _decode_run_lengths(counts)
+    _check_run_lengths(counts, height * width)
+    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # zeros first, down the columns
+    return pixels.reshape(width, height).T
 
 
-def _check_numbers(numbers: Any, least: int) -> None:
-    is_list = isinstance(numbers, list) and len(numbers) >= least
-    if not is_list or not all(
-        type(number) in (int, float) and math.isfinite(number) for number in numbers
-    ):
-        raise UserError(f"expected a list of at least {least} numbers as an outline")
+def _decode_run_lengths(text: str) -> list[int]:
+    """Return the run lengths in COCO's compressed form.
+
+    Each is written in digits of 5 bits, the lowest first, as letters from "0" on; a sixth bit says
+    that more follow. From the third on they are differences from the last but one. COCO's own
+    library (maskApi.c) does not check that they cover the picture.
+    """
+    counts = []
+    number = 0
+    shift = 0
+    for code in text.encode("latin-1", "replace"):
+        digit = code - ord("0")
+        number |= (digit & 0x1F) << shift
+        shift += 5
+        if digit & 0x20:
+            continue
+        if digit & 0x10:
+            number -= 1 << shift  # negative, in two's complement
+        counts.append(number + counts[-2] if len(counts) > 2 else number)
+        number = 0
+        shift = 0
+    return counts
+
+
+def _check_polygon(numbers: Any) -> None:
+    is_list = isinstance(numbers, list) and len(numbers) >= 6
+    if not is_list or not all(map(_is_coordinate, numbers)):
+        raise UserError(
+            "expected a list of at least 6 numbers as an outline, each from "
+            f"{-MAX_SIDE} to {2 * MAX_SIDE}"
+        )
+
+
+def _check_run_lengths(counts: Any, pixels: int) -> None:
+    if not isinstance(counts, list):
+        raise UserError(f"run lengths are of the kind {type(counts).__name__}, expected a list")
+    if not all(type(count) is int and 0 <= count <= pixels for count in counts):
+        raise UserError(f"expected run lengths that are whole numbers from 0 to {pixels}")
+    if sum(counts) != pixels:
+        raise UserError(f"run lengths cover {sum(counts)} of {pixels} pixels")
 
 
 def _import_coco() -> Any:
@@ -210,25 +304,24 @@ def labelme_masks(paths: Iterable[Path]) -> AnnotatedMasks:
     faults = []
     for path, content in contents.items():
         try:
-            labels |= {str(shape["label"]) for shape in content["shapes"]}
-            faults += [
-                f"{one_line(path.name)}: {fault}"
-                for shape in content["shapes"]
-                if (fault := _labelme_fault(shape))
-            ]
+            for shape in content["shapes"]:
+                labels.add(str(shape["label"]))
+                fault = _labelme_fault(shape)
+                if fault:
+                    faults.append(f"{one_line(path.name)}: {fault}")
         except (KeyError, TypeError) as error:
             faults.append(f"{one_line(path.name)}: not LabelMe's ({type(error).__name__} {error})")
     if faults:
         raise UserError(bullet_list(f"{plural(len(faults), 'problem')} in annotations:", faults))
-    names = sorted(labels - {LABELME_BACKGROUND, LABELME_IGNORE})
-    values = {name: place + 1 for place, name in enumerate(names)}
-    values |= {LABELME_BACKGROUND: 0, LABELME_IGNORE: IGNORED}
+    values = class_values(sorted(labels - {LABELME_IGNORE}))
+    classes = class_list(values, ignores=LABELME_IGNORE in labels)
+    values[LABELME_IGNORE] = NO_CLASS
     draw = {}
     for path, content in contents.items():
         size = (content.get("imageHeight"), content.get("imageWidth"))
         size = _checked_size(*size, one_line(path.name))
-        draw[path.stem] = partial(_draw_labelme, content["shapes"], values, size)
-    return AnnotatedMasks(draw, _class_list(names, ignores=LABELME_IGNORE in labels))
+        draw[stem_of(path.name)] = partial(_draw_labelme, content["shapes"], values, size)
+    return AnnotatedMasks(draw, classes)
 
 
 def _labelme_fault(shape: Mapping[str, Any]) -> str:
@@ -241,8 +334,10 @@ def _labelme_fault(shape: Mapping[str, Any]) -> str:
     numbers = [number for point in points for number in point]
     if len(points) < least or len(numbers) != 2 * len(points):
         return f"{one_line(shape['label'])}: {len(points)} points are no {kind}"
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-        return f"{one_line(shape['label'])}: points that are no numbers"
+    if not all(map(_is_coordinate, numbers)):
+        return f"{one_line(shape['label'])}: points that are no numbers, or far outside"
+    if kind == "circle" and math.dist(*points[:2]) > MAX_SIDE:
+        return f"{one_line(shape['label'])}: a radius over {MAX_SIDE} pixels"
     return ""
 
 
@@ -295,38 +390,52 @@ def voc_masks(folder: Path) -> AnnotatedMasks:
     Raises:
         UserError: the labelmap is damaged.
     """
-    colors = _read_labelmap(folder / LABELMAP)
-    names = [name for name in colors if name != BACKGROUND]
-    places = {name: place + 1 for place, name in enumerate(names)} | {BACKGROUND: 0}
-    values = {color: places[name] for name, color in colors.items()}
-    if not (folder / LABELMAP).exists():
-        values[_voc_color(IGNORED)] = IGNORED
+    names = _read_labelmap(folder / LABELMAP)
+    places = class_values(names.values())
+    values = {color: places[name] for color, name in names.items()}
+    is_pascal = not (folder / LABELMAP).exists()
+    if is_pascal:
+        values[_voc_color(NO_CLASS)] = NO_CLASS
     draw = {
-        path.stem: partial(_draw_colors, path, values)
+        stem_of(path.name): partial(_draw_colors, path, values)
         for path in sorted((folder / VOC_MASKS).glob("*.png"))
     }
-    return AnnotatedMasks(draw, _class_list(names))
+    return AnnotatedMasks(draw, class_list(places), is_selection=is_pascal)
 
 
-def _read_labelmap(path: Path) -> dict[str, tuple[int, int, int]]:
+def _read_labelmap(path: Path) -> dict[Color, str]:
+    """Return {color: name}; Pascal VOC's if there is no labelmap."""
     if not path.exists():
-        return {name: _voc_color(place) for place, name in enumerate(VOC_CLASSES)}
-    colors = {}
+        return {_voc_color(place): name for place, name in enumerate(VOC_CLASSES)}
+    names = {}
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        try:
-            name, color = line.split(":")[:2]
-            red, green, blue = map(int, color.split(","))
-        except ValueError:
+        name, color = _parse_label(line, path)
+        if names.setdefault(color, name) != name:
             raise UserError(
-                f"{one_line(path)}: expected name:red,green,blue::, found {one_line(line)}"
-            ) from None
-        colors[name] = (red, green, blue)
-    return colors
+                f"{one_line(path)}: {one_line(names[color])} and {one_line(name)} have the same "
+                f"color {','.join(map(str, color))}; expected another one for each"
+            )
+    return names
 
 
-def _voc_color(value: int) -> tuple[int, int, int]:
+def _parse_label(line: str, path: Path) -> tuple[str, Color]:
+    """Return the name and the color in a line of a labelmap."""
+    try:
+        name, color = line.split(":")[:2]
+        red, green, blue = map(int, color.split(","))
+        if not 0 <= min(red, green, blue) <= max(red, green, blue) <= 255:
+            raise ValueError("colors are bytes")
+    except ValueError:
+        raise UserError(
+            f"{one_line(path)}: expected name:red,green,blue::, each color from 0 to 255, "
+            f"found {one_line(line)}"
+        ) from None
+    return name, (red, green, blue)
+
+
+def _voc_color(value: int) -> Color:
     """Return Pascal VOC's color of a value: its bits, spread over the channels."""
     color = [0, 0, 0]
     for bit in range(8):
@@ -334,7 +443,7 @@ def _voc_color(value: int) -> tuple[int, int, int]:
     return tuple(color)
 
 
-def _draw_colors(path: Path, values: Mapping[tuple[int, int, int], int]) -> np.ndarray:
+def _draw_colors(path: Path, values: Mapping[Color, int]) -> np.ndarray:
     with Image.open(path, formats=["PNG"]) as image:
         pixels = np.array(image.convert("RGB")).astype(np.uint32)
     codes = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]

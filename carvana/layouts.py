@@ -1,29 +1,43 @@
 """How others arrange a data set in a folder: where its photographs and its masks are."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from carvana.annotations import (
+    VOC_MASKS,
     AnnotatedMasks,
+    UnreadableJson,
+    class_list,
+    class_values,
     coco_masks,
     is_coco,
+    is_json,
     is_labelme,
     is_voc,
     labelme_masks,
     read_json,
     voc_masks,
 )
-from carvana.errors import UserError, one_line
+from carvana.classes import SINGLE, Classes
+from carvana.errors import UserError, bullet_list, first_few, one_line, plural, warn
 from carvana.files import write_image
-from carvana.images import IMAGE_TYPES, MASK_TYPES, picture_size
-from carvana.naming import NAMING, Naming, is_visible, pair_names, split_shared_folder
+from carvana.images import IMAGE_TYPES, MASK_TYPES, picture_size, read_hard_mask, stored_values
+from carvana.mask_values import WrongValues, list_values
+from carvana.naming import (
+    NAMING,
+    Naming,
+    is_mask,
+    is_visible,
+    pair_names,
+    split_shared_folder,
+    stem_of,
+)
 from carvana.opening import is_photograph
 
 # Names of folders, in lower case; the first of each that is there counts.
@@ -32,6 +46,7 @@ MASK_FOLDERS = (
     "masks mask labels label annotations gt groundtruth ground_truth segmentations targets "
     "train_masks y"
 )
+SPLIT_FOLDERS = "train training val valid validation test testing"  # in lower case; no classes
 EXPECTED = (
     "expected train.zip and train_masks.zip, images/ and masks/, photographs beside their masks, "
     "or annotations of COCO, LabelMe, CVAT or Pascal VOC"
@@ -54,18 +69,37 @@ def folder_files(folder: str | Path, recursive: bool = False) -> Files:
 
     Args:
         recursive: look into sub-folders; a file's name is then that of its folders and its own.
+
+    Raises:
+        UserError: there is no such folder, or two files get the same name.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no file or folder {str(folder)!r}; check the path")
     paths = folder.rglob("*") if recursive else folder.iterdir()
     files = {}
+    repeated = []
     for path in sorted(paths):
         inside = path.relative_to(folder)
         is_picture = path.suffix.lower() in IMAGE_TYPES + MASK_TYPES
         if all(map(is_visible, inside.parts)) and (is_picture or not path.is_dir()):
-            files["_".join(inside.parts)] = partial(shutil.copyfile, path)
+            name = "_".join(inside.parts)
+            if name in files:
+                repeated.append(f"{one_line(inside)}: a second file that gets the name {name}")
+            files[name] = partial(shutil.copyfile, path)
+    if repeated:
+        raise UserError(
+            bullet_list(f"{one_line(folder)} is refused; rename folders or files:", repeated)
+        )
     return files
+
+
+def data_folder(folder: Path) -> Path:
+    """Return a folder, or the one that is all there is in it, as archives have it."""
+    inner = [path for path in folder.iterdir() if is_visible(path.name)]
+    if len(inner) == 1 and inner[0].is_dir() and not is_voc(folder):
+        return data_folder(inner[0])
+    return folder
 
 
 def sources_of_folder(
@@ -77,9 +111,7 @@ def sources_of_folder(
     """
     if recursive:
         return _shared_folder(folder, naming, recursive)
-    inner = [path for path in folder.iterdir() if is_visible(path.name)]
-    if len(inner) == 1 and inner[0].is_dir():  # as archives have it
-        return sources_of_folder(inner[0], naming)
+    folder = data_folder(folder)
     for find in (_annotated, _paired_folders, _instances, _shared_folder):
         sources = find(folder, naming)
         if sources:
@@ -94,9 +126,7 @@ def add_empty_masks(sources: Sources, naming: Naming = NAMING) -> Sources:
     masks = dict(sources.masks)
     for name, write in sources.images.items():
         if name not in paired and is_photograph(name):
-            stem = Path(name).stem
-            shared = naming.image_name(stem) or stem
-            mask = f"{naming.mask_prefix}{shared}{naming.mask_suffix}.png"
+            mask = naming.mask_file(Path(name).stem)
             masks.setdefault(mask, partial(_write_empty_mask, write))
     return sources._replace(masks=masks)
 
@@ -113,16 +143,16 @@ def _write_empty_mask(write_photograph: Writer, target: Path) -> None:
 
 
 def annotated_masks(path: Path) -> AnnotatedMasks | None:
-    """Return the masks of annotations in a file or folder; None if there are none of a known kind.
+    """Return the masks of annotations in a file or folder; None if a folder has none.
 
     Raises:
-        UserError: they are damaged.
+        UserError: they are damaged, or a file is of no known kind.
     """
     if path.is_file():
-        return coco_masks(path) if path.suffix == ".json" and is_coco(read_json(path)) else None
+        return _masks_of_file(path)
     if is_voc(path):
         return voc_masks(path)
-    files = [file for file in sorted(path.glob("*.json")) if is_visible(file.name)]
+    files = [file for file in sorted(path.iterdir()) if is_json(file) and is_visible(file.name)]
     if not files:
         return None
     first = read_json(files[0])
@@ -131,27 +161,58 @@ def annotated_masks(path: Path) -> AnnotatedMasks | None:
     return labelme_masks(files) if is_labelme(first) else None
 
 
-def match_annotations(images: Files, annotated: AnnotatedMasks) -> Sources:
-    """Return those photographs that annotations know, and their masks."""
-    known = {
-        name: writer
-        for name, writer in images.items()
-        if Path(name).stem in annotated.draw and Path(name).suffix.lower() in IMAGE_TYPES
+def _masks_of_file(path: Path) -> AnnotatedMasks:
+    content = read_json(path)
+    if is_coco(content):
+        return coco_masks(path)
+    if is_labelme(content):
+        return labelme_masks([path])
+    raise UserError(
+        f"{one_line(path)} is JSON of no known kind; expected COCO's instances (images, "
+        "annotations and categories), or LabelMe's shapes of a photograph; export it as one of them"
+    )
+
+
+def _annotations_if_readable(folder: Path) -> AnnotatedMasks | None:
+    """Return annotated_masks of a folder; None, and a warning, if a file is not JSON at all."""
+    try:
+        return annotated_masks(folder)
+    except UnreadableJson as error:
+        warn(f"no annotations: {error}")
+        return None
+
+
+def match_annotations(images: Files, annotated: AnnotatedMasks, naming: Naming = NAMING) -> Sources:
+    """Return photographs and the masks that annotations mean.
+
+    Photographs that they do not know stay without a mask, or are left out of a selection.
+    """
+    photographs = {
+        name: writer for name, writer in images.items() if Path(name).suffix.lower() in IMAGE_TYPES
     }
+    known = {name: photographs[name] for name in photographs if stem_of(name) in annotated.draw}
     if not known:
+        example = f", such as {one_line(min(annotated.draw))}" if annotated.draw else ""
         raise UserError(
-            f"no photograph is among the annotated ones, such as {one_line(min(annotated.draw))}; "
+            f"no photograph is among the annotated ones{example}; "
             "give the folder of photographs first, then the annotations"
         )
-    return Sources(known, annotated.writers(), tuple(annotated.classes))
+    if annotated.is_selection and len(known) < len(photographs):
+        count = plural(len(photographs) - len(known), "photograph")
+        warn(f"left out: {count} without a mask in {VOC_MASKS}")
+        photographs = known
+    return Sources(photographs, annotated.writers(naming), tuple(annotated.classes))
 
 
-def _annotated(folder: Path, _naming: Naming) -> Sources | None:
-    annotated = annotated_masks(folder)
+def _annotated(folder: Path, naming: Naming) -> Sources | None:
+    image_folder = _folder_of(folder, IMAGE_FOLDERS)
+    if image_folder and _folder_of(folder, MASK_FOLDERS):
+        annotated = _annotations_if_readable(folder)
+    else:
+        annotated = annotated_masks(folder)
     if annotated is None:
         return None
-    image_folder = _folder_of(folder, IMAGE_FOLDERS) or folder
-    return match_annotations(folder_files(image_folder), annotated)
+    return match_annotations(folder_files(image_folder or folder), annotated, naming)
 
 
 def _folder_of(folder: Path, names: str) -> Path | None:
@@ -160,18 +221,20 @@ def _folder_of(folder: Path, names: str) -> Path | None:
     return next((folders[name] for name in names.split() if name in folders), None)
 
 
-def _paired_folders(folder: Path, _naming: Naming) -> Sources | None:
+def _paired_folders(folder: Path, naming: Naming) -> Sources | None:
     images = _folder_of(folder, IMAGE_FOLDERS)
     masks = _folder_of(folder, MASK_FOLDERS)
     if not images or not masks:
         return None
-    kinds = sorted(path.name for path in masks.iterdir() if path.is_dir())
-    if kinds and not folder_files(masks):
+    files = folder_files(masks)
+    kinds = sorted(path.name for path in masks.iterdir() if path.is_dir() and is_visible(path.name))
+    if kinds and not files:
         return _masks_by_class(images, masks, kinds)
-    annotated = annotated_masks(masks)
+    has_pictures = any(map(is_mask, files))
+    annotated = _annotations_if_readable(masks) if has_pictures else annotated_masks(masks)
     if annotated:
-        return match_annotations(folder_files(images), annotated)
-    return Sources(folder_files(images), folder_files(masks))
+        return match_annotations(folder_files(images), annotated, naming)
+    return Sources(folder_files(images), files)
 
 
 def _shared_folder(folder: Path, naming: Naming, recursive: bool = False) -> Sources | None:
@@ -185,7 +248,7 @@ def _shared_folder(folder: Path, naming: Naming, recursive: bool = False) -> Sou
 # ---------------------------------------------------------------- several masks of a photograph
 
 
-def _instances(folder: Path, _naming: Naming) -> Sources | None:
+def _instances(folder: Path, naming: Naming) -> Sources | None:
     """Return the files of a folder for each photograph, with a mask for each of its objects.
 
     The Data Science Bowl of 2018 has them so.
@@ -202,37 +265,60 @@ def _instances(folder: Path, _naming: Naming) -> Sources | None:
             suffix = files[0].suffix
             images[f"{sample.name}{suffix}"] = partial(shutil.copyfile, files[0])
             objects = [path for path in sorted(mask_folder.iterdir()) if is_visible(path.name)]
-            masks[f"{sample.name}_mask.png"] = partial(_write_union, {1: objects}, 255)
+            masks[naming.mask_file(sample.name)] = partial(_write_union, {1: objects}, 255)
     return Sources(images, masks) if images else None
 
 
-def _masks_by_class(images: Path, masks: Path, kinds: Iterable[str]) -> Sources:
+def _masks_by_class(images: Path, masks: Path, kinds: Sequence[str]) -> Sources:
     """Return the files of a folder of masks for each class; later classes cover earlier ones."""
+    splits = [kind for kind in kinds if kind.lower() in SPLIT_FOLDERS.split()]
+    if splits:
+        raise UserError(
+            f"{one_line(masks)} has the sub-folders {first_few(splits)}, which are splits, not "
+            "classes; give one split's folders with --images and --masks, or all of them with "
+            f"--images {one_line(images)} --masks {one_line(masks)} --recursive"
+        )
+    values = class_values(kinds)
+    classes = class_list(values)
+    print(f"classes from the sub-folders of {one_line(masks)}: {' '.join(map(one_line, kinds))}")
     layers: dict[str, dict[int, list[Path]]] = {}
-    kinds = list(kinds)
-    for value, kind in enumerate(kinds, 1):
+    for kind, value in values.items():
         for path in sorted((masks / kind).iterdir()):
-            if is_visible(path.name) and path.suffix.lower() in MASK_TYPES:
-                layers.setdefault(path.stem, {})[value] = [path]
-    scale = 255 if len(kinds) == 1 else 1
+            if is_visible(path.name) and is_mask(path.name):
+                layers.setdefault(stem_of(path.name), {}).setdefault(value, []).append(path)
+    scale = 255 if len(classes) == 1 else 1
     writers = {f"{stem}.png": partial(_write_union, files, scale) for stem, files in layers.items()}
-    classes = kinds if len(kinds) == 1 else ["background", *kinds]
     return Sources(folder_files(images), writers, tuple(classes))
 
 
 def _write_union(layers: Mapping[int, list[Path]], scale: int, target: Path) -> None:
-    """Write one mask of several: where any of a value's files is not black, that value."""
+    """Write one mask of several: where any of a value's files is foreground, that value."""
     union = None
     for value, paths in layers.items():
         for path in paths:
-            mask = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-            if mask is None:
-                raise UserError(f"{one_line(path.name)} cannot be read")
+            area = _read_area(path)
             if union is None:
-                union = np.zeros(mask.shape, np.uint8)
-            if mask.shape != union.shape:
+                union = np.zeros(area.shape, np.uint8)
+            if area.shape != union.shape:
                 raise UserError(f"{one_line(path.name)} is of another size than its siblings")
-            union[mask > 0] = value * scale
+            union[area] = value * scale
     if union is None:
         raise UserError("it has no masks")
     write_image(Image.fromarray(union), target)
+
+
+def _read_area(path: Path) -> np.ndarray:
+    """Return bool (H, W): the foreground of a mask, or its only value, an object's number."""
+    try:
+        return read_hard_mask(path, SINGLE) > 0
+    except UserError as error:
+        if not isinstance(error.__cause__, WrongValues):
+            raise
+        values = stored_values(path).values
+        numbers = [value for value in values if value]
+        if len(numbers) != 1:
+            raise UserError(
+                f"{one_line(path.name)} holds {len(values)} values, {list_values(values)}; "
+                "expected 0 and one of an object; save it as a PNG of two values"
+            ) from error
+    return read_hard_mask(path, Classes(values=(0, numbers[0]))) > 0

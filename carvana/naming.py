@@ -42,6 +42,18 @@ class Naming(NamedTuple):
         """Return the shared name in a mask's name without ending; None if it has none."""
         return _between(stem, self.mask_prefix, self.mask_suffix)
 
+    def image_stem(self, shared: str) -> str:
+        """Return a photograph's name without ending, of the shared name."""
+        return f"{self.image_prefix}{shared}{self.image_suffix}"
+
+    def mask_stem(self, shared: str) -> str:
+        """Return a mask's name without ending, of the shared name."""
+        return f"{self.mask_prefix}{shared}{self.mask_suffix}"
+
+    def mask_file(self, image_stem: str) -> str:
+        """Return the file name of a photograph's mask, of the photograph's without ending."""
+        return f"{self.mask_stem(self.image_name(image_stem) or image_stem)}.png"
+
 
 AFFIX_CONSTANTS = [name.upper() for name in Naming._fields]
 NAMING = Naming()
@@ -71,22 +83,34 @@ def split_shared_folder(names: Iterable[str], naming: Naming) -> tuple[list[str]
     are no affixes, a mask is the picture beside a JPEG of the same name.
     """
     names = list(names)
-    stems = {_stem(name) for name in names}
-    jpegs = {_stem(name) for name in names if PurePath(name).suffix.lower() in (".jpg", ".jpeg")}
+    stems = {stem_of(name) for name in names}
+    jpegs = {stem_of(name) for name in names if _is_jpeg(name)}
     images = []
     masks = []
     for name in names:
-        stem = _stem(name)
-        shared = naming.mask_name(stem)
-        is_mask = shared is not None and f"{naming.image_prefix}{shared}{naming.image_suffix}" in (
-            stems - {stem}
-        )
-        is_beside_jpeg = stem in jpegs and PurePath(name).suffix.lower() in MASK_TYPES
-        if is_mask or (is_beside_jpeg and PurePath(name).suffix.lower() not in (".jpg", ".jpeg")):
+        if _has_mask_affixes(name, stems, naming) or _is_beside_jpeg(name, jpegs):
             masks.append(name)
         else:
             images.append(name)
     return images, masks
+
+
+def _has_mask_affixes(name: str, stems: set[str], naming: Naming) -> bool:
+    """Return whether a file is named like the mask of another one."""
+    stem = stem_of(name)
+    shared = naming.mask_name(stem)
+    if shared is None:
+        return False
+    photograph = naming.image_stem(shared)
+    return photograph in stems and photograph != stem
+
+
+def _is_beside_jpeg(name: str, jpegs: set[str]) -> bool:
+    return stem_of(name) in jpegs and is_mask(name) and not _is_jpeg(name)
+
+
+def _is_jpeg(name: str) -> bool:
+    return PurePath(name).suffix.lower() in (".jpg", ".jpeg")
 
 
 def pair_names(
@@ -112,7 +136,7 @@ def pair_names(
             problems.append(_missing_mask(names[0], stem, naming))
     for stem, names in masks_by_image.items():
         if stem not in images:
-            expected = one_line(f"{naming.image_prefix}{stem}{naming.image_suffix}")
+            expected = one_line(naming.image_stem(stem))
             problems.append(
                 f"{one_line(names[0])}: mask without an image (expected {expected}.jpg or the like)"
             )
@@ -124,7 +148,7 @@ def pair_names(
     return pairs, problems
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """Return a name without its ending, in Unicode's composed form."""
     return unicodedata.normalize("NFC", PurePath(name).stem)
 
@@ -134,7 +158,7 @@ def _names_by_stem(names: Iterable[str], types: tuple[str, ...]) -> dict[str, li
     stems = {}
     for name in sorted(names):
         if PurePath(name).suffix.lower() in types:
-            stems.setdefault(_stem(name), []).append(name)
+            stems.setdefault(stem_of(name), []).append(name)
     return stems
 
 
@@ -157,7 +181,7 @@ def _ambiguities(stems: dict[str, list[str]], kind: str) -> list[str]:
 
 
 def _missing_mask(name: str, stem: str, naming: Naming) -> str:
-    affixed = one_line(f"{naming.mask_prefix}{stem}{naming.mask_suffix}")
+    affixed = one_line(naming.mask_stem(stem))
     expected = f"{affixed}.gif or .png"
     if affixed != stem:
         expected += f", or {one_line(stem)}.gif or .png"
@@ -201,8 +225,8 @@ def propose_naming(
 
     Of equally good ones those that take the sign next to the shared name along, then the shortest.
     """
-    images = [_stem(name) for name in sorted(image_names)[:PROPOSAL_SAMPLE]]
-    masks = [_stem(name) for name in mask_names]
+    images = [stem_of(name) for name in sorted(image_names)[:PROPOSAL_SAMPLE]]
+    masks = [stem_of(name) for name in mask_names]
     if not images or not masks:
         return None
     best = Proposal(naming, _count_pairs(images, set(masks), naming), len(images))
@@ -249,6 +273,6 @@ def _count_pairs(images: Sequence[str], masks: set[str], naming: Naming) -> int:
     for stem in images:
         shared = naming.image_name(stem)
         if shared is not None:
-            mask = f"{naming.mask_prefix}{shared}{naming.mask_suffix}"
+            mask = naming.mask_stem(shared)
             count += mask in masks and mask != stem
     return count

@@ -176,12 +176,6 @@ class PairCheck(NamedTuple):
     wrong_values: bool  # whether the mask's values mean nothing
 
 
-def check_pair(image_path: Path, mask_path: Path, classes: Classes) -> tuple[list[str], list[str]]:
-    """Read both files to their end; return (what is wrong, what is odd) in words."""
-    check = inspect_pair(image_path, mask_path, classes)
-    return check.faults, check.warnings
-
-
 def inspect_pair(image_path: Path, mask_path: Path, classes: Classes) -> PairCheck:
     """Read both files to their end."""
     faults = []

@@ -4,12 +4,14 @@ import errno
 import lzma
 import shutil
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from carvana.annotations import is_json
 from carvana.errors import UserError, bullet_list, error_summary, one_line
 from carvana.images import IMAGE_TYPES, MASK_TYPES
 from carvana.layouts import (
@@ -18,46 +20,56 @@ from carvana.layouts import (
     Sources,
     Writer,
     annotated_masks,
+    data_folder,
     folder_files,
     match_annotations,
     sources_of_folder,
 )
-from carvana.naming import is_visible
+from carvana.naming import NAMING, Naming, is_visible
 
 IMAGES_ZIP = "train.zip"  # Kaggle's names
 MASKS_ZIP = "train_masks.zip"
 MAX_PICTURE_BYTES = 1 << 30  # a picture that unpacks to more was made to fill disks
+ARCHIVE_ERRORS = (  # of damaged files, and of kinds that Python does not read
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+    *(EOFError, NotImplementedError),
+)
 # Errors of the disk that is written to, not of the file that is read.
 WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def open_sources(paths: Sequence[str | Path], staging: Path, recursive: bool = False) -> Sources:
+def open_sources(
+    paths: Sequence[str | Path], staging: Path, naming: Naming = NAMING, recursive: bool = False
+) -> Sources:
     """Return the files of archives or folders.
 
     Args:
         paths: two archives or folders, of photographs and of masks or annotations; or one that
             holds both.
         staging: folder for temporary files, on the disk that the files will be written to.
+        naming: how masks are named after their photographs.
         recursive: look into folders' sub-folders too.
 
     Raises:
         UserError: something is missing, damaged or dangerous.
     """
     if len(paths) == 1:
-        return _open_one(Path(paths[0]), staging, recursive)
+        return _open_one(Path(paths[0]), staging, naming, recursive)
     images, masks = map(Path, paths)
     photographs = _files_of(images, staging, recursive)
-    if masks.is_file() and masks.suffix.lower() != ".json":
-        if not _holds_trees(masks):
-            return Sources(photographs, _files_of(masks, staging))
-        masks = _unpack(masks, staging)
-    annotated = annotated_masks(masks) if masks.exists() else None
+    is_archive = masks.is_file() and not is_json(masks)
+    if not masks.exists() or (is_archive and not _holds_trees(masks)):
+        return Sources(photographs, _files_of(masks, staging))
+    tree = _unpack(masks, staging) if is_archive else masks
+    annotated = annotated_masks(tree)
     if annotated:
-        return match_annotations(photographs, annotated)
-    return Sources(photographs, _files_of(masks, staging, recursive))
+        return match_annotations(photographs, annotated, naming)
+    if is_archive and not _is_tar(masks):
+        return Sources(photographs, zip_files(masks, staging))
+    return Sources(photographs, folder_files(tree, recursive or is_archive))
 
 
-def _open_one(path: Path, staging: Path, recursive: bool) -> Sources:
+def _open_one(path: Path, staging: Path, naming: Naming, recursive: bool) -> Sources:
     """Return the files of an archive or folder that holds photographs and masks."""
     if not path.exists():
         raise UserError(f"no file or folder {str(path)!r}; check the path")
@@ -72,7 +84,7 @@ def _open_one(path: Path, staging: Path, recursive: bool) -> Sources:
         return Sources(_files_of(images, staging), _files_of(masks, staging))
     else:
         folder = _unpack(path, staging)
-    sources = sources_of_folder(folder, recursive=recursive)
+    sources = sources_of_folder(folder, naming, recursive)
     if sources is None:
         raise UserError(f"{one_line(path)} is no data set that is known; {EXPECTED}")
     return sources
@@ -142,33 +154,39 @@ def _holds_trees(path: Path) -> bool:
         return True
     with _open_zip(path) as archive:
         names = archive.namelist()
-    return any("SegmentationClass/" in name or name.endswith(".json") for name in names)
+    return any("SegmentationClass/" in name or is_json(Path(name)) for name in names)
 
 
 def _unpack(path: Path, staging: Path) -> Path:
-    """Unpack an archive into a new folder of `staging`; return that.
+    """Unpack an archive into a new folder of `staging`; return its data_folder.
 
     Raises:
         UserError: it is damaged, dangerous or too large.
     """
-    folder = staging / f"unpacked-{path.name}"
-    folder.mkdir(parents=True)
-    if not _is_tar(path):
-        zip_files(path, staging, by_name=False)
-        with _open_zip(path) as archive:
-            archive.extractall(folder)
-        return folder
+    folder = Path(tempfile.mkdtemp(prefix="unpacked-", dir=staging))
     try:
-        with tarfile.open(path) as archive:
-            needed = sum(member.size for member in archive)
-            _check_space(needed, staging, path)
-            archive.extractall(folder, filter="data")  # nothing leads outside, no links to there
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if _is_tar(path):
+            _extract_tar(path, folder)
+        else:
+            _extract_zip(path, folder)
+    except ARCHIVE_ERRORS as error:
         raise UserError(
             f"{one_line(path)} cannot be unpacked ({error_summary(error)}); make or download it "
             "again"
         ) from error
-    return folder
+    return data_folder(folder)
+
+
+def _extract_tar(path: Path, folder: Path) -> None:
+    with tarfile.open(path) as archive:
+        needed = sum(member.size for member in archive)
+        _check_space(needed, folder, path)
+        archive.extractall(folder, filter="data")  # nothing leads outside, no links to there
+
+
+def _extract_zip(path: Path, folder: Path) -> None:
+    with _open_zip(path) as archive:
+        archive.extractall(folder, _checked_entries(archive, path, folder, by_name=False))
 
 
 def _check_space(needed: int, staging: Path, path: Path) -> None:
@@ -182,31 +200,44 @@ def _check_space(needed: int, staging: Path, path: Path) -> None:
 # ---------------------------------------------------------------- zips, file by file
 
 
-def zip_files(path: str | Path, staging: Path, by_name: bool = True) -> Files:
+def zip_files(path: str | Path, staging: Path) -> Files:
     """Return the files of a zip, whatever folders they are in, without hidden ones.
+
+    Raises:
+        UserError: it is no zip, or some of its files are dangerous, of the same name, or too large
+            for the disk of `staging`; the message lists all of them.
+    """
+    archive = _open_zip(path)
+    entries = _checked_entries(archive, path, staging, by_name=True)
+    return {_path_inside(entry).name: partial(_extract, archive, entry) for entry in entries}
+
+
+def _checked_entries(
+    archive: zipfile.ZipFile, path: str | Path, staging: Path, by_name: bool
+) -> list[zipfile.ZipInfo]:
+    """Return the files in a zip that may be unpacked, without hidden ones.
 
     Args:
         by_name: two files of one name are a fault, whatever folders they are in.
 
     Raises:
-        UserError: it is no zip, or some of its files are dangerous or too large for the disk of
-            `staging`; the message lists all of them.
+        UserError: listing what is wrong, see zip_files.
     """
-    archive = _open_zip(path)
-    files = {}
+    entries = []
+    names = set()
     problems = []
-    unpacked_bytes = 0
     for entry in archive.infolist():
-        inside = PurePosixPath(entry.filename.replace("\\", "/"))
+        inside = _path_inside(entry)
         fault = _find_danger(entry, inside)
         if not fault:
             if _is_ignored(entry, inside):
                 continue
-            fault = _find_excess(entry, inside, files if by_name else ())
+            fault = _find_excess(entry, inside, names if by_name else ())
         if fault:
             problems.append(f"{one_line(entry.filename)}: {fault}")
-        files[inside.name] = partial(_extract, archive, entry)
-        unpacked_bytes += entry.file_size
+        names.add(inside.name)
+        entries.append(entry)
+    unpacked_bytes = sum(entry.file_size for entry in entries)
     free_bytes = shutil.disk_usage(staging).free
     if unpacked_bytes > free_bytes:
         problems.append(
@@ -214,7 +245,12 @@ def zip_files(path: str | Path, staging: Path, by_name: bool = True) -> Files:
         )
     if problems:
         raise UserError(bullet_list(f"{path} is refused; make or download another:", problems))
-    return files
+    return entries
+
+
+def _path_inside(entry: zipfile.ZipInfo) -> PurePosixPath:
+    """Return an entry's path in its zip, which Windows may have written."""
+    return PurePosixPath(entry.filename.replace("\\", "/"))
 
 
 def _open_zip(path: str | Path) -> zipfile.ZipFile:

@@ -33,7 +33,7 @@ from PIL import Image
 from carvana.classes import SINGLE
 from carvana.errors import UserError
 from carvana.images import picture_size, read_image
-from carvana.pairs import check_pair
+from carvana.pairs import inspect_pair
 
 PREPARE = ("prepare_data.py", *TRAINING_FOLDERS, "--out", "new")
 EVALUATE_TRAINING = (*EVALUATE, *TRAINING_FOLDERS)
@@ -337,4 +337,5 @@ def test_odd_pictures_are_read(tmp_path, kind):
     assert image.shape == (height, width, 3)
     assert np.abs(image.astype(int) - [254, 0, 0]).max() < 4
     write_mask(tmp_path / "mask.gif", np.eye(height, width) > 0)
-    assert check_pair(path, tmp_path / "mask.gif", SINGLE) == ([], [])
+    check = inspect_pair(path, tmp_path / "mask.gif", SINGLE)
+    assert not check.faults + check.warnings

@@ -22,7 +22,7 @@ from carvana.classes import SINGLE, Classes
 from carvana.errors import UserError
 from carvana.images import EXIF_ORIENTATION, picture_size, read_image, read_labels, read_mask
 from carvana.options import load, option_name, read_constants
-from carvana.pairs import check_pair
+from carvana.pairs import inspect_pair
 from carvana.schema import check
 from model import UNET
 
@@ -157,8 +157,8 @@ def read_damaged_picture(tmp_path_factory, data, size, channels):
             assert mask.dtype == np.uint8
             assert mask.shape == mask_size
     for classes in (SINGLE, THREE):
-        faults, warnings = check_pair(path, path, classes)
-        assert all(isinstance(text, str) for text in faults + warnings)
+        check = inspect_pair(path, path, classes)
+        assert all(isinstance(text, str) for text in check.faults + check.warnings)
 
 
 def read_damaged_checkpoint(tmp_path_factory, data):

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 
 import cv2
@@ -15,7 +16,17 @@ import pytest
 from helpers import ROOT, scene, tiny_options, write_pairs
 from PIL import Image
 
-from carvana.layouts import EXPECTED
+from carvana.annotations import coco_area, coco_masks, labelme_masks, voc_masks
+from carvana.errors import UserError
+from carvana.layouts import (
+    EXPECTED,
+    annotated_masks,
+    folder_files,
+    match_annotations,
+    sources_of_folder,
+)
+from carvana.naming import Naming
+from carvana.sources import open_sources, write_file
 
 SIZE = (48, 72)
 SQUARE = [[10, 8], [40, 8], [40, 30], [10, 30]]  # x, y
@@ -384,6 +395,264 @@ def test_names_of_others_are_told_to_training(tmp_path, run):
     run("train.py", *tiny_options(NUM_EPOCHS=1), *affix)
 
 
+# ---------------------------------------------------------------- annotations that are odd
+
+
+def write_json(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def written(sources, name, folder):
+    """Return the mask that sources write under a name."""
+    write_file(sources.masks[name], folder / name)
+    with Image.open(folder / name) as mask:
+        return np.array(mask)
+
+
+CARS = [(3, "car", "")]
+
+
+@pytest.mark.parametrize("kind", ["images", "categories"])
+def test_coco_with_an_id_twice_is_refused(tmp_path, kind):
+    content = coco([*CARS, (4, "glass", "")], [(7, 3, [flat(SQUARE)])])
+    content[kind][1]["id"] = content[kind][0]["id"]
+    with pytest.raises(UserError, match=f"{kind}.*: several have the id [37]; expected"):
+        coco_masks(write_json(tmp_path / "a.json", content))
+
+
+def test_classes_of_annotations_are_valid(tmp_path):
+    categories = [(1, "background", ""), (2, "car", ""), (5, "car", ""), (6, "glass", "")]
+    areas = [(7, number, [flat(SQUARE)]) for number in (1, 2)] + [(8, 5, [flat(SQUARE)])]
+    path = write_json(tmp_path / "a.json", coco(categories, areas))
+    annotated = coco_masks(path)
+    assert annotated.classes == ["background", "car", "glass"]
+    assert annotated.draw["p1"]().max() == 1
+    path = write_json(tmp_path / "p0.json", labelme([shape("background", SQUARE)]))
+    with pytest.raises(UserError, match="no kind of object"):
+        labelme_masks([path])
+    path = write_json(tmp_path / "p0.json", labelme([shape("7", SQUARE)]))
+    with pytest.raises(UserError, match="expected the classes' names"):
+        labelme_masks([path])
+
+
+def test_photographs_without_annotations_are_reported(tmp_path, run):
+    """LabelMe writes no file of a photograph of nothing."""
+    write_photographs(tmp_path / "photos", NAMES)
+    for name in NAMES[:3]:
+        write_json(tmp_path / f"photos/{name}.json", labelme([shape("car", SQUARE)]))
+    stderr = run("prepare_data.py", "photos", *SPLIT, status=2).stderr
+    assert "p3.jpg: image without a mask" in stderr
+    run("prepare_data.py", "photos", *SPLIT, "--missing-mask", "empty")
+    assert not masks_of(tmp_path)["p3"].any()
+
+
+def test_voc_photographs_without_a_mask_are_counted(tmp_path, capsys):
+    voc_tree(tmp_path)
+    write_photographs(tmp_path / "VOC2012/JPEGImages", ["x", "y"])
+    assert len(sources_of_folder(tmp_path / "VOC2012").images) == 4
+    assert "left out: 2 photographs without a mask in SegmentationClass" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("a:1,2,3::\nb:1,2,3::", "a and b have the same color 1,2,3"),
+        ("a:1,2,256::", "each color from 0 to 255"),
+        ("a:1,-2,3::", "each color from 0 to 255"),
+    ],
+)
+def test_labelmap_with_wrong_colors_is_refused(tmp_path, lines, message):
+    (tmp_path / "SegmentationClass").mkdir()
+    (tmp_path / "labelmap.txt").write_text(lines)
+    with pytest.raises(UserError, match=message):
+        voc_masks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "area, message",
+    [
+        ([[1e8, 0, 1e8, 1e8, 0, 1e8]], "each from -65500 to 131000"),
+        ([[10**400, 0, 9, 9, 0, 9]], "each from -65500 to 131000"),
+        ([[float("nan"), 0, 9, 9, 0, 9]], "each from -65500 to 131000"),
+        ({"size": list(SIZE), "counts": [399.5, 0.5, 3056]}, "whole numbers"),
+        ({"size": list(SIZE), "counts": [-1, 3457]}, "whole numbers"),
+    ],
+    ids=["far", "400 digits", "nan", "half pixels", "negative"],
+)
+def test_coco_numbers_that_crash_libraries_are_refused(tmp_path, area, message):
+    path = write_json(tmp_path / "a.json", coco(CARS, [(7, 3, area)]))
+    with pytest.raises(UserError, match=message):
+        coco_masks(path).draw["p0"]()
+
+
+@pytest.mark.parametrize("number", [1e8, 10**400, float("inf")], ids=["far", "digits", "inf"])
+def test_labelme_points_far_outside_are_refused(tmp_path, number):
+    for kind in ("polygon", "circle"):
+        shapes = [shape("car", [[1, 1], [9, 9], [1, number]][-3 if kind == "polygon" else -2 :])]
+        shapes[0]["shape_type"] = kind
+        path = write_json(tmp_path / "p0.json", labelme(shapes))
+        with pytest.raises(UserError, match="far outside"):
+            labelme_masks([path])
+    circle = shape("car", [[-60000, 0], [60000, 0]], "circle")
+    with pytest.raises(UserError, match="a radius over 65500"):
+        labelme_masks([write_json(tmp_path / "p0.json", labelme([circle]))])
+
+
+def test_annotations_of_a_huge_photograph_are_refused(tmp_path):
+    content = labelme([shape("car", SQUARE)]) | {"imageHeight": 60_000, "imageWidth": 60_000}
+    with pytest.raises(UserError, match="3,600 megapixels.*--max-megapixels 3600"):
+        labelme_masks([write_json(tmp_path / "p0.json", content)])
+
+
+def test_stray_json_beside_two_folders_is_no_obstacle(tmp_path, capsys):
+    write_named(tmp_path, "images", "masks")
+    (tmp_path / "empty.json").write_text("")
+    (tmp_path / "masks/damaged.json").write_text("{")
+    assert len(sources_of_folder(tmp_path).images) == 4
+    warnings = capsys.readouterr().err
+    assert "empty.json is not JSON" in warnings
+    assert "damaged.json is not JSON" in warnings
+
+
+def test_json_of_another_kind_is_named(tmp_path):
+    write_photographs(tmp_path / "photos", NAMES)
+    path = write_json(tmp_path / "INSTANCES.JSON", coco(CARS, [(7, 3, [flat(SQUARE)])]))
+    assert open_sources([tmp_path / "photos", path], tmp_path).classes == ("car",)
+    write_json(tmp_path / "labels/P0.JSON", labelme([shape("car", SQUARE)]))
+    assert annotated_masks(tmp_path / "labels").classes == ["car"]
+    path = write_json(tmp_path / "a.JSON", {"boxes": []})
+    with pytest.raises(UserError, match="expected COCO's instances .*, or LabelMe's"):
+        open_sources([tmp_path / "photos", path], tmp_path)
+
+
+def test_annotated_names_match_those_of_macos_and_windows(tmp_path):
+    content = coco(CARS, [], ["é", "b"])
+    content["images"][1]["file_name"] = "train\\b.jpg"
+    annotated = coco_masks(write_json(tmp_path / "a.json", content))
+    names = [unicodedata.normalize("NFD", "é.jpg"), "b.jpg"]
+    sources = match_annotations(dict.fromkeys(names), annotated)
+    assert sorted(sources.masks) == ["b_mask.png", "é_mask.png"]
+
+
+def test_masks_of_annotations_follow_the_naming(tmp_path, run):
+    write_photographs(tmp_path / "photos", NAMES)
+    write_coco(tmp_path, "photos/a.json", NAMES)
+    run("prepare_data.py", "photos", *SPLIT, "--mask-suffix", "_seg")
+    assert {path.name for path in tmp_path.glob("data/*_masks/*")} == {
+        f"{name}_seg.png" for name in NAMES
+    }
+
+
+# ---------------------------------------------------------------- folders that are odd
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "8 bits", "all of it"])
+def test_masks_of_objects_hold_any_value(tmp_path, kind):
+    mask = filled((SQUARE, 7))
+    if kind == "all of it":
+        mask[:] = 7
+    write_photographs(tmp_path / "set/p0/images", ["p0"], ".png")
+    write_photographs(tmp_path / "set/p1", ["x"])
+    (tmp_path / "set/p0/masks").mkdir()
+    image = Image.fromarray(mask.astype(np.uint16) if kind == "16 bits" else mask)
+    image.save(tmp_path / "set/p0/masks/a.png")
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(tmp_path / "set/p0/masks/b.png")
+    union = written(sources_of_folder(tmp_path / "set"), "p0_mask.png", tmp_path)
+    assert np.array_equal(union > 0, mask > 0)
+
+
+def test_masks_by_class_are_read_as_other_masks_are(tmp_path):
+    write_photographs(tmp_path / "images", ["p0"])
+    expected = filled((SQUARE, 255))
+    for kind, mask in {"body": expected, "glass": np.zeros(SIZE, np.uint8)}.items():
+        (tmp_path / f"masks/{kind}").mkdir(parents=True)
+        Image.fromarray(mask).save(tmp_path / f"masks/{kind}/p0.jpg", quality=95)
+    union = written(sources_of_folder(tmp_path), "p0.png", tmp_path)
+    assert np.array_equal(union > 0, expected > 0)
+    soft = cv2.blur(expected, (9, 9))
+    Image.fromarray(soft).save(tmp_path / "masks/body/p0.jpg")
+    with pytest.raises(UserError, match="p0.jpg holds .* values, .*; expected 0 and one"):
+        written(sources_of_folder(tmp_path), "p0.png", tmp_path)
+
+
+def test_sub_folders_of_masks_are_named_as_classes(tmp_path, capsys):
+    write_photographs(tmp_path / "images", ["p0"])
+    for kind in ("body", "glass", ".cache"):
+        (tmp_path / "masks" / kind).mkdir(parents=True)
+    assert sources_of_folder(tmp_path).classes == ("background", "body", "glass")
+    assert "masks: body glass\n" in capsys.readouterr().out
+    (tmp_path / "masks/Val").mkdir()
+    with pytest.raises(UserError, match="Val, which are splits, not classes; .*--recursive"):
+        sources_of_folder(tmp_path)
+
+
+def test_files_that_get_the_same_name_are_refused(tmp_path):
+    write_photographs(tmp_path / "p", ["q_a"])
+    write_photographs(tmp_path / "p_q", ["a"])
+    with pytest.raises(UserError, match="p_q/a.jpg: a second file that gets the name p_q_a.jpg"):
+        folder_files(tmp_path, recursive=True)
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_two_archives_may_have_a_top_folder_each(tmp_path, kind):
+    write_named(tmp_path / "set", "images", "masks")
+    paths = []
+    for name in ("images", "masks"):
+        archive = tmp_path / name
+        paths.append(shutil.make_archive(str(archive), kind, tmp_path / "set", name))
+    images, masks, _ = open_sources(paths, tmp_path)
+    assert len(images) == 4
+    assert {name.split(".")[0] for name in images} == {name.split(".")[0] for name in masks}
+
+
+def test_zip_of_annotations_may_have_a_top_folder(tmp_path):
+    write_photographs(tmp_path / "photos", NAMES)
+    with zipfile.ZipFile(tmp_path / "labels.zip", "w") as archive:
+        content = coco(CARS, [(7, 3, [flat(SQUARE)])])
+        archive.writestr("labels/instances.json", json.dumps(content))
+    sources = open_sources([tmp_path / "photos", tmp_path / "labels.zip"], tmp_path)
+    assert sources.classes == ("car",)
+
+
+def test_naming_reaches_a_folder_of_both(tmp_path, run):
+    for name in NAMES:
+        write_photographs(tmp_path / "all", [name], ".png")
+        Image.fromarray(filled((SQUARE, 255))).save(tmp_path / f"all/{name}_seg.png")
+    run("prepare_data.py", "all", *SPLIT, "--mask-suffix", "_seg")
+    assert len(list(tmp_path.glob("data/*_masks/*_seg.png"))) == 4
+    naming = Naming("_seg")
+    assert len(open_sources([tmp_path / "all"], tmp_path, naming, recursive=True).masks) == 4
+
+
+@pytest.mark.parametrize("fault", ["damaged", "unknown compression"])
+def test_zip_that_cannot_be_unpacked_is_refused(tmp_path, fault):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images/a.txt", b"content of a file")
+    data = path.read_bytes()
+    if fault == "damaged":
+        data = data.replace(b"content of", b"CONTENT OF")
+    else:  # the method, in the local header and in the directory
+        data = data.replace(b"PK\3\4\x14\0\0\0\0\0", b"PK\3\4\x14\0\0\0\x63\0")
+        start = data.index(b"PK\1\2")
+        data = data[: start + 10] + b"\x63\0" + data[start + 12 :]
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="set.zip cannot be unpacked"):
+        open_sources([path], tmp_path)
+
+
+def test_hidden_files_of_a_zip_are_not_unpacked(tmp_path):
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("__MACOSX/._a.jpg", b"x")
+        archive.writestr("set/a.txt", b"x")
+    with pytest.raises(UserError, match="is no data set that is known"):
+        open_sources([tmp_path / "set.zip"], tmp_path)
+    assert not list(tmp_path.rglob("._a.jpg"))
+    assert list(tmp_path.rglob("a.txt"))
+
+
 # ---------------------------------------------------------------- the document
 
 
@@ -497,3 +766,19 @@ def test_document_is_right_about(origin, tmp_path, run):
     }
     advice = re.search("or for one run: (.*)", stdout)
     run("train.py", *tiny_options(NUM_EPOCHS=1), *shlex.split(advice[1] if advice else ""))
+
+
+def test_coco_run_lengths_are_those_of_its_library():
+    coco = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for share in (0, 0.01, 0.5, 1):
+        mask = (rng.random(SIZE) < share).astype(np.uint8)
+        code = coco.encode(np.asfortranarray(mask))
+        area = coco_area(code | {"counts": code["counts"].decode()}, SIZE)
+        assert np.array_equal(area, mask)
+
+
+@pytest.mark.parametrize("counts", ["zzzzzzzzz", "", "PPP", "0" * 9, "\u20ac", 7, None])
+def test_coco_run_lengths_that_do_not_cover_are_refused(counts):
+    with pytest.raises(UserError, match="run lengths"):
+        coco_area({"size": list(SIZE), "counts": counts}, SIZE)

@@ -90,6 +90,11 @@ def test_naming_tells_photographs_from_masks_in_one_folder(names, images):
     )
 
 
+def test_naming_names_the_mask_of_a_photograph():
+    assert NAMING.mask_file("a") == "a_mask.png"
+    assert Naming("_seg", "m_", "_sat").mask_file("a_sat") == "m_a_seg.png"
+
+
 def test_naming_leaves_files_of_systems_out():
     for name in (".DS_Store", "._a.jpg", "Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX"):
         assert not is_visible(name)
