@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 import re
-import shlex
 import uuid
 import warnings
 import zipfile
@@ -23,7 +22,7 @@ from carvana.errors import UserError, error_summary, first_few, one_line
 from carvana.files import sync_folder
 from carvana.model_config import check_model_config, model_config
 from carvana.naming import AFFIX_CONSTANTS
-from carvana.options import option_name
+from carvana.options import option_words
 from carvana.schema import short
 from carvana.untrusted import check_size
 from carvana.weights import (
@@ -517,11 +516,7 @@ def compare_constants(cfg: SimpleNamespace, saved: Mapping[str, Any]) -> set[str
 
 def _how_to_resume(filename: str, changed: Mapping[str, Any], decisive: list[str]) -> str:
     """Return the message that gives the options a checkpoint was trained with."""
-    options = {}
-    for name, value in changed.items():
-        values = value if isinstance(value, list) else [value]
-        quoted = " ".join(shlex.quote(str(item)) for item in values)
-        options[name] = f"{option_name(name)} {quoted}"
+    options = {name: option_words(name, value) for name, value in changed.items()}
     message = (
         f"{filename} was trained with other {', '.join(decisive)}; to continue with it, add "
         + " ".join(options[name] for name in decisive)

@@ -2,7 +2,6 @@
 
 import itertools
 import re
-import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 
 from carvana.errors import one_line
 from carvana.images import IMAGE_TYPES, MASK_TYPES
-from carvana.opening import is_photograph
 
 # Files that systems put into folders by themselves.
 SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx"}
@@ -33,6 +31,11 @@ class Naming(NamedTuple):
     def from_constants(cls, constants: Mapping[str, Any]) -> "Naming":
         """Return what the constants of config.py say."""
         return cls(*(constants[name] for name in AFFIX_CONSTANTS))
+
+    def differing(self, other: "Naming") -> dict[str, str]:
+        """Return {constant: affix} of what is not as in another naming."""
+        mine = zip(AFFIX_CONSTANTS, self, other, strict=True)
+        return {constant: affix for constant, affix, theirs in mine if affix != theirs}
 
     def image_name(self, stem: str) -> str | None:
         """Return the shared name in a photograph's name without ending; None if it has none."""
@@ -192,22 +195,6 @@ def _missing_mask(name: str, stem: str, naming: Naming) -> str:
 
 
 # ---------------------------------------------------------------- proposals
-
-
-def propose_options(
-    image_names: Iterable[str], mask_names: Iterable[str], naming: Naming = NAMING
-) -> list[str]:
-    """Return which options would pair more of the files, in at most one line."""
-    images = [name for name in image_names if is_photograph(name)]
-    proposal = propose_naming(images, [name for name in mask_names if is_mask(name)], naming)
-    if proposal is None:
-        return []
-    options = [
-        f"--{field.replace('_', '-')} {shlex.quote(affix)}"
-        for field, affix in proposal.naming._asdict().items()
-        if affix != getattr(naming, field)
-    ]
-    return [f"{proposal.pairs} of {proposal.images} pair with {' '.join(options)}"]
 
 
 class Proposal(NamedTuple):

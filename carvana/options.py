@@ -4,6 +4,7 @@ import argparse
 import ast
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -118,6 +119,12 @@ def make_parser(description: str | None, **settings: Any) -> OptionParser:
 def option_name(constant: str) -> str:
     """Return the command line's name of a constant: NUM_EPOCHS -> --num-epochs."""
     return "--" + constant.lower().replace("_", "-")
+
+
+def option_words(constant: str, value: Any) -> str:
+    """Return what to type for a constant's value: CLASSES, ["a", "b c"] -> --classes a 'b c'."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join([option_name(constant), *(shlex.quote(str(item)) for item in values)])
 
 
 def add_constants(

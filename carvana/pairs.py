@@ -33,10 +33,11 @@ from carvana.naming import (
     is_mask,
     is_visible,
     pair_names,
-    propose_options,
+    propose_naming,
     split_shared_folder,
 )
 from carvana.opening import describe_left_out, is_photograph
+from carvana.options import option_words
 
 CAR_REGEX = "([0-9a-f]{12})_(0[1-9]|1[0-6])"  # a Carvana name: car and angle
 MAKE_DATA = "make the data with prepare_data.py, or set the folder in config.py"
@@ -117,6 +118,19 @@ def _describe_no_pairs(
     proposals = propose_options(images, masks, naming)
     advice = proposals[0] if proposals else "set MASK_SUFFIX to what follows the shared name"
     return f"{message}; {advice}"
+
+
+def propose_options(
+    image_names: Iterable[str], mask_names: Iterable[str], naming: Naming = NAMING
+) -> list[str]:
+    """Return which options would pair more of the files, in at most one line."""
+    images = [name for name in image_names if is_photograph(name)]
+    proposal = propose_naming(images, [name for name in mask_names if is_mask(name)], naming)
+    if proposal is None:
+        return []
+    affixes = proposal.naming.differing(naming).items()
+    typed = [option_words(constant, affix) for constant, affix in affixes]
+    return [f"{proposal.pairs} of {proposal.images} pair with {' '.join(typed)}"]
 
 
 def warn_of_left_out(image_dir: str | Path, mask_dir: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,14 +24,16 @@ from carvana.images import advise_on_files, judge_levels
 from carvana.layouts import add_empty_masks
 from carvana.locks import locked
 from carvana.mask_values import judge_set
-from carvana.naming import NAMING, Naming, is_mask, pair_names, propose_options
+from carvana.naming import NAMING, Naming, is_mask, pair_names
 from carvana.opening import is_photograph
+from carvana.options import option_words
 from carvana.pairs import (
     PairCheck,
     group_of,
     inspect_pair,
     pair_folders,
     print_left_out,
+    propose_options,
     split_groups,
 )
 from carvana.rendering import SetOptions, render_set
@@ -324,21 +325,16 @@ def _describe_splits(splits: dict[str, list[PairNames]], options: DataOptions) -
 
 def _describe_settings(options: DataOptions, classes: Sequence[str]) -> list[str]:
     """Return what to set for training on names and classes that are not Carvana's, in lines."""
-    settings = {}
-    words = []
-    for field, affix in options.naming._asdict().items():
-        if affix != getattr(NAMING, field):
-            settings[field.upper()] = affix
-            words.append(f"--{field.replace('_', '-')} {shlex.quote(affix)}")
+    settings = options.naming.differing(NAMING)
     if len(classes) > 1:
         settings["CLASSES"] = list(classes)
-        words.append(f"--classes {' '.join(map(shlex.quote, classes))}")
     if not settings:
         return []
-    lines = [
-        f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in settings.items()
-    ]
-    return [f"for config.py: {'; '.join(lines)}", f"or for one run: {' '.join(words)}"]
+    lines = []
+    for name, value in settings.items():
+        lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    typed = [option_words(name, value) for name, value in settings.items()]
+    return [f"for config.py: {'; '.join(lines)}", f"or for one run: {' '.join(typed)}"]
 
 
 def _fill_with_cars(options: SetOptions, out: Path, force: bool, staging: Path) -> str:

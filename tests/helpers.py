@@ -248,6 +248,23 @@ def run_process(folder, script, *arguments, status=0, env=None, **more):
     return check_status(finished, status)
 
 
+def start_at_once(folder, count, script, *arguments):
+    """Run a script in so many processes at once; return their statuses and what they said."""
+    started = [
+        subprocess.Popen(
+            script_command(script, *arguments),
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(count)
+    ]
+    messages = [process.communicate(timeout=60)[1] for process in started]
+    assert not any("Traceback" in message for message in messages)
+    return [process.returncode for process in started], messages
+
+
 def check_status(finished, status):
     """Return what finished if it ended with the status that was expected, without traceback."""
     assert finished.returncode == status, (

@@ -9,7 +9,15 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers import file_contents, run_script, scene, script_command, write_mask, write_pairs
+from helpers import (
+    file_contents,
+    run_script,
+    scene,
+    script_command,
+    start_at_once,
+    write_mask,
+    write_pairs,
+)
 from PIL import Image
 
 from carvana.locks import locked
@@ -339,21 +347,10 @@ def test_prepare_started_several_times_at_once_is_whole(raw, run):
     expected = file_contents(raw / "data")
     run("prepare_data.py", *ZIPS, "--force", "--seed", 0)
     assert file_contents(raw / "data") != expected
-    started = [
-        subprocess.Popen(
-            script_command("prepare_data.py", *ZIPS, "--force", "--seed", 1),
-            cwd=raw,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    statuses = []
-    for process in started:
-        _, stderr = process.communicate(timeout=60)
-        statuses.append(process.returncode)
-        assert process.returncode == 0 or "another process is preparing" in stderr
+    arguments = ("prepare_data.py", *ZIPS, "--force", "--seed", 1)
+    statuses, messages = start_at_once(raw, 3, *arguments)
+    for status, message in zip(statuses, messages, strict=True):
+        assert status == 0 or "another process is preparing" in message
     assert 0 in statuses and set(statuses) <= {0, 2}
     assert file_contents(raw / "data") == expected
 

@@ -13,6 +13,7 @@ from helpers import (
     picture_width_height,
     run_with_small_files,
     script_command,
+    start_at_once,
     write_model,
     write_pairs,
 )
@@ -118,22 +119,9 @@ def test_submission_is_written_by_one_process_at_a_time(tmp_path):
 def test_submission_started_twice_at_once_is_whole(work):
     """In processes: one does the work, or the other continues it, or is refused."""
     arguments = (*OWN_MODEL, "--img", "photos", "--rle", "a.csv", "--cutout")
-    started = [
-        subprocess.Popen(
-            script_command("inference.py", *arguments),
-            cwd=work,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    statuses = []
-    for process in started:
-        _, stderr = process.communicate(timeout=60)
-        statuses.append(process.returncode)
-        assert "Traceback" not in stderr
-        assert process.returncode == 0 or "another process is writing a.csv" in stderr
+    statuses, messages = start_at_once(work, 2, "inference.py", *arguments)
+    for status, message in zip(statuses, messages, strict=True):
+        assert status == 0 or "another process is writing a.csv" in message
     assert 0 in statuses and set(statuses) <= {0, 2}
     names = [row[0] for row in csv_rows(work / "a.csv")]
     assert len(names) == len(set(names)) == 7
