@@ -18,6 +18,7 @@ import pytest
 from carvana import reports
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
 
 
 @pytest.fixture(scope="session")

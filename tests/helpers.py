@@ -265,6 +265,14 @@ def start_at_once(folder, count, script, *arguments):
     return [process.returncode for process in started], messages
 
 
+def wait_for_end(process):
+    """Return the status that a process ends with; kill it if it does not end."""
+    try:
+        return process.wait(60)
+    finally:
+        process.kill()
+
+
 def check_status(finished, status):
     """Return what finished if it ended with the status that was expected, without traceback."""
     assert finished.returncode == status, (

@@ -11,7 +11,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import BEST, LAST, is_same, learned, run_result, script_command, tiny_options
+from helpers import (
+    BEST,
+    LAST,
+    is_same,
+    learned,
+    run_result,
+    script_command,
+    tiny_options,
+    wait_for_end,
+)
 
 import train
 from carvana import distributed, interrupts
@@ -204,7 +213,7 @@ def test_training_goes_on_when_nobody_reads_its_output(data):
     """python train.py 2>&1 | head"""
     process = start_training(data, "--num-epochs", 8, stderr=subprocess.STDOUT)
     process.stdout.close()
-    assert process.wait(60) == 0
+    assert wait_for_end(process) == 0
     assert read_checkpoint(data / LAST)["epoch"] == 8
 
 
@@ -216,7 +225,7 @@ def test_training_stops_in_order_when_its_terminal_is_closed(data):
     os.close(terminal)
     process.stdout.close()
     process.send_signal(signal.SIGHUP)
-    assert process.wait(60) == 128 + signal.SIGHUP
+    assert wait_for_end(process) == 128 + signal.SIGHUP
     assert read_checkpoint(data / LAST)["epoch"] >= 2
 
 
@@ -526,7 +535,7 @@ def test_training_does_without_output_that_is_closed(data, closed):
         assert process.poll() is None
         time.sleep(0.1)
     process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert wait_for_end(process) == 128 + signal.SIGTERM
     assert read_checkpoint(data / LAST)["epoch"] >= 1
 
 
