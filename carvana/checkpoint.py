@@ -6,7 +6,6 @@ import itertools
 import math
 import os
 import re
-import uuid
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ import torch
 from torch import nn
 
 from carvana.errors import UserError, error_summary, first_few, one_line
-from carvana.files import sync_folder
+from carvana.files import random_token, sync_folder
 from carvana.model_config import check_model_config, model_config
 from carvana.naming import AFFIX_CONSTANTS
 from carvana.options import option_words
@@ -130,7 +129,7 @@ def save_checkpoint(
     """
     print("=> Saving checkpoint")
     path = Path(filename)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
+    temporary = path.with_name(f"{path.name}.{random_token()}{UNFINISHED}")
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -183,7 +182,7 @@ def remove_unfinished(filename: str | Path) -> None:
     No other run may be writing to it now.
     """
     path = Path(filename)
-    pattern = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(UNFINISHED)}")
+    pattern = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{12}}{re.escape(UNFINISHED)}")
     for leftover in path.absolute().parent.iterdir():
         if pattern.fullmatch(leftover.name):
             with contextlib.suppress(OSError):

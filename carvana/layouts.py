@@ -27,7 +27,7 @@ from carvana.annotations import (
 from carvana.classes import SINGLE, Classes
 from carvana.errors import UserError, bullet_list, first_few, one_line, plural, warn
 from carvana.files import write_image
-from carvana.images import IMAGE_TYPES, MASK_TYPES, picture_size, read_hard_mask, stored_values
+from carvana.images import IMAGE_TYPES, picture_size, read_hard_mask, stored_values
 from carvana.mask_values import WrongValues, list_values
 from carvana.naming import (
     NAMING,
@@ -39,6 +39,7 @@ from carvana.naming import (
     stem_of,
 )
 from carvana.opening import is_photograph
+from carvana.pairs import is_picture_or_file
 
 # Names of folders, in lower case; the first of each that is there counts.
 IMAGE_FOLDERS = "images imgs image img photos photographs jpegimages train_images input inputs x"
@@ -81,8 +82,7 @@ def folder_files(folder: str | Path, recursive: bool = False) -> Files:
     repeated = []
     for path in sorted(paths):
         inside = path.relative_to(folder)
-        is_picture = path.suffix.lower() in IMAGE_TYPES + MASK_TYPES
-        if all(map(is_visible, inside.parts)) and (is_picture or not path.is_dir()):
+        if all(map(is_visible, inside.parts)) and is_picture_or_file(path):
             name = "_".join(inside.parts)
             if name in files:
                 repeated.append(f"{one_line(inside)}: a second file that gets the name {name}")

@@ -141,8 +141,12 @@ def save_often(state, path):
 
 
 def test_what_a_killed_run_left_of_a_checkpoint_is_removed_by_the_next(data, run):
-    leftovers = [data / f"{LAST}.0123abcd.tmp", data / f"{BEST}.0123abcd.tmp"]
-    others = [data / "notes.tmp", data / f"{LAST}.other.0123abcd.tmp", data / f"{LAST}.mine.tmp"]
+    leftovers = [data / f"{LAST}.0123456789ab.tmp", data / f"{BEST}.0123456789ab.tmp"]
+    others = [
+        data / "notes.tmp",
+        data / f"{LAST}.other.0123456789ab.tmp",
+        data / f"{LAST}.mine.tmp",
+    ]
     for path in (*leftovers, *others):
         path.write_bytes(b"half")
     run("train.py", *tiny_options(NUM_EPOCHS=1))
