@@ -28,6 +28,7 @@ from carvana.pairs import find_pairs, warn_of_left_out
 from carvana.reports import explore_page
 from carvana.survey import survey_pairs
 from carvana.threads import keep_freed_memory, map_in_threads
+from carvana.two_values import settle_values
 
 MAX_CARDS = 1000
 
@@ -75,6 +76,7 @@ def main() -> None:
     warn_of_left_out(args.images, args.masks)
     inputs = {PAIR_FILE: itertools.chain(*pairs)}
     check_not_inputs([args.out], inputs, "name another file with --out")
+    classes = settle_values([mask for _, mask in pairs], classes)
     survey = survey_pairs(pairs, classes, constants.GROUP_REGEX, constants.IMAGE_LEVELS)
     if args.noise:
         measure = functools.partial(outline_noise, classes=classes, levels=constants.IMAGE_LEVELS)

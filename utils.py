@@ -13,7 +13,9 @@ from carvana.evaluation import check_accuracy, save_predictions_as_imgs
 from carvana.exported import is_exported, load_exported
 from carvana.model_config import mask_classes, model_config, network_size
 from carvana.naming import NAMING, Naming
+from carvana.pairs import find_pairs
 from carvana.predicting import predict
+from carvana.two_values import settle_values
 from carvana.weights import load_checkpoint
 from dataset import CarvanaDataset, check_readable, get_loaders, make_loader, val_transform
 from model import UNET, DoubleConv
@@ -74,6 +76,8 @@ def evaluate(
         model = load_model(path, own_device)
         trained = model_config(model)
         classes = mask_classes(trained, loading.mask_constants or {})
+        masks = [mask for _, mask in find_pairs(image_dir, mask_dir, loading.naming)]
+        classes = settle_values(masks, classes, announce=distributed.FIRST)
         dataset = CarvanaDataset(
             image_dir,
             mask_dir,

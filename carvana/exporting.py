@@ -43,6 +43,7 @@ from carvana.naming import NAMING, Naming
 from carvana.pairs import find_pairs
 from carvana.rendering import render_set
 from carvana.templating import TEMPLATES, render
+from carvana.two_values import settle_values
 from carvana.worker_process import WorkerError, WorkerProcess
 
 PROJECT = Path(__file__).parent.parent
@@ -158,10 +159,10 @@ def _read(
 ) -> list[LabeledImage]:
     """Read at most `count` pairs, evenly spread over two folders."""
     pairs = find_pairs(*folders, naming)
+    classes = settle_values([mask for _, mask in pairs], model_classes(model))
     if len(pairs) > count:
         pairs = [pairs[i * len(pairs) // count] for i in range(count)]
     config = model_config(model)
-    classes = model_classes(model)
     size = network_size(config)
     channels = config["IN_CHANNELS"]
     return [

@@ -220,6 +220,60 @@ def measure_mask(mask: np.ndarray, classes: Classes) -> MaskFacts:
     return MaskFacts(pixels, float(classes.foreground(border_of(mask)).mean()))
 
 
+# ---------------------------------------------------------------- two values
+
+
+class TwoValues(NamedTuple):
+    """The two values that all masks of a set hold, and which of them is background."""
+
+    background: int
+    foreground: int
+    reason: str  # why the one is taken for background
+    palette: tuple[str, ...]  # colors of background and foreground; empty for gray masks
+
+    def advice(self) -> str:
+        """Return what to set so that these masks can be read."""
+        return (
+            f"the masks hold two values: add --mask-values {self.background} {self.foreground}, "
+            f"which makes {self.background} background ({self.reason}) and {self.foreground} "
+            f"foreground; exchange them if it is the other way round{self._other_way()}"
+        )
+
+    def announcement(self) -> str:
+        """Return how these masks are read without anything set."""
+        return (
+            f"the masks hold two values; {self.background} is taken for background "
+            f"({self.reason}), {self.foreground} for foreground; if it is the other way round, "
+            f"add --mask-values {self.foreground} {self.background}{self._other_way()}"
+        )
+
+    def _other_way(self) -> str:
+        if not self.palette:
+            return ""
+        return f". As two classes: --classes background car --palette {_quoted(self.palette)}"
+
+
+def find_two_values(masks: Sequence[StoredValues]) -> TwoValues | None:
+    """Return the two values of a set's masks; None if there are more, fewer, or soft edges.
+
+    Background is what most borders show; if these say nothing, the darker one.
+    """
+    values, colors = _distinct(masks)
+    if len(values) != 2 or len(colors) not in (0, 2) or any(mask.is_lossy for mask in masks):
+        return None
+    if _background(masks, values) == values[0]:
+        return TwoValues(*values, "the darker and at most borders", tuple(colors))
+    lighter_first = tuple(colors[::-1])
+    return TwoValues(*values[::-1], "at most borders, though the lighter", lighter_first)
+
+
+def _distinct(masks: Sequence[StoredValues]) -> tuple[list[int], list[str]]:
+    """Return the different values and colors of a set's masks, the darker ones first."""
+    values = sorted({value for mask in masks for value in mask.values})
+    colors = sorted({color for mask in masks for color in mask.colors}, key=_gray_level)
+    return values, colors
+
+
 # ---------------------------------------------------------------- what to set
 
 
@@ -234,8 +288,7 @@ def advise(masks: Sequence[StoredValues], classes: Classes) -> str:
     Args:
         masks: all that can be opened.
     """
-    values = sorted({value for mask in masks for value in mask.values})
-    colors = sorted({color for mask in masks for color in mask.colors}, key=_gray_level)
+    values, colors = _distinct(masks)
     if not values:
         return ""
     if not classes.single:
@@ -244,9 +297,10 @@ def advise(masks: Sequence[StoredValues], classes: Classes) -> str:
         return f"{EXCHANGED} If they are soft masks, add --mask-threshold {MIDDLE}"
     if _are_soft(masks, values):
         return _advise_on_soft(masks)
+    two_values = find_two_values(masks)
+    if two_values is not None:
+        return two_values.advice()
     background = _background(masks, values)
-    if len(values) == 2 and len(colors) in (0, 2):
-        return _advise_on_two(values, colors, background)
     if len(colors) > 1:
         colors.sort(key=lambda color: abs(_gray_level(color) - background) > 1)
         names = " ".join(["background", *_other_names(len(colors) - 1)])
@@ -288,23 +342,6 @@ def _advise_on_soft(masks: Sequence[StoredValues]) -> str:
         f"{reason}: add --mask-threshold {MIDDLE} to make foreground of what is over {MIDDLE}, or "
         "save the masks as PNG with two values"
     )
-
-
-def _advise_on_two(values: Sequence[int], colors: Sequence[str], background: int) -> str:
-    foreground = values[0] + values[1] - background
-    reason = "the darker and at most borders"
-    if background == values[1]:
-        reason = "at most borders, though the lighter"
-    text = (
-        f"the masks hold two values: add --mask-values {background} {foreground}, which makes "
-        f"{background} background ({reason}) and {foreground} foreground; exchange them if it is "
-        "the other way round"
-    )
-    if len(colors) == 2:
-        if background == values[1]:
-            colors = colors[::-1]
-        text += f". As two classes: --classes background car --palette {_quoted(colors)}"
-    return text
 
 
 def _advise_on_several(values: Sequence[int], background: int) -> str:
@@ -424,8 +461,8 @@ def judge_set(facts: Sequence[MaskFacts], classes: Classes, training: bool = Fal
     if len(mixed) >= SHOWN_VALUES and len(bordered) >= USUAL * len(mixed):
         return [
             f"the borders of {len(bordered)} of {plural(len(mixed), 'mask')} are foreground; if "
-            "background and foreground are exchanged, add --mask-values 255 0 (or 1 0 where the "
-            "masks hold 0 and 1)"
+            "background and foreground are exchanged, add --mask-values 255 0 (where the masks "
+            "hold 0 and 1, 1 0; generally the value of background, then that of foreground)"
         ]
     return []
 

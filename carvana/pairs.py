@@ -171,11 +171,17 @@ def find_pairs(image_dir: str | Path, mask_dir: str | Path, naming: Naming = NAM
     return pairs
 
 
-def check_folders(*folders: tuple[str, str], naming: Naming = NAMING) -> None:
-    """Raise one UserError with what is wrong in any of several (image_dir, mask_dir)."""
-    raise_all([result_or_error(find_pairs, *pair, naming) for pair in folders])
+def check_folders(*folders: tuple[str, str], naming: Naming = NAMING) -> list[list[Pair]]:
+    """Return the pairs of each of several (image_dir, mask_dir); print what is left out of them.
+
+    Raises:
+        UserError: with everything that is wrong in any of them.
+    """
+    results = [result_or_error(find_pairs, *pair, naming) for pair in folders]
+    raise_all(results)
     for pair in folders:
         warn_of_left_out(*pair)
+    return results
 
 
 # ---------------------------------------------------------------- by content

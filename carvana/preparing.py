@@ -39,6 +39,7 @@ from carvana.pairs import (
 from carvana.rendering import SetOptions, render_set
 from carvana.sources import Sources, write_file
 from carvana.threads import map_in_threads
+from carvana.two_values import settle_values
 
 SPLITS = ("val", "test", "train")  # in the order in which split_groups returns them
 KINDS = ("images", "masks")
@@ -99,7 +100,7 @@ def check(out: Path, options: DataOptions) -> None:
     """
     problems = []
     groups_by_split = {}
-    for split in sorted(SPLITS):
+    for split in reversed(SPLITS):  # the masks to train on say what values mean
         if split == "test" and not visible_files(out / "test_images"):
             continue
         image_folder = out / f"{split}_images"
@@ -110,6 +111,8 @@ def check(out: Path, options: DataOptions) -> None:
             problems.append(str(error))
             continue
         try:
+            if split == "train":
+                options = _settle_values([mask for _, mask in pairs], options)
             problems += faults + _check_in_place(pairs, split, options.classes)
             _judge_photographs([image for image, _ in pairs], options)
         except UserError as error:
@@ -141,6 +144,11 @@ def _check_in_place(pairs: Sequence[tuple[Path, Path]], split: str, classes: Cla
     advice = _judge(checks, [mask for _, mask in pairs], classes, split == "train")
     faults = [fault for check in checks for fault in check.faults]
     return [advice, *faults] if advice else faults
+
+
+def _settle_values(masks: Sequence[Path], options: DataOptions) -> DataOptions:
+    """Return the options with the two values that all masks hold, where these are unusual."""
+    return replace(options, classes=settle_values(masks, options.classes))
 
 
 def _check_files(classes: Classes, pair: tuple[Path, Path]) -> PairCheck:
@@ -198,18 +206,16 @@ def _fill_with_pairs(
         options = replace(options, classes=Classes(sources.classes))
     if options.empty_masks:
         sources = add_empty_masks(sources, options.naming)
-    pairs, problems = pair_names(sources.images, sources.masks, options.naming)
-    if problems:
-        problems += propose_options(sources.images, sources.masks, options.naming)
-    if not pairs:
-        raise UserError(bullet_list("no image with a mask was found", problems))
-    print_left_out(sources.images, is_photograph, "the images")
-    print_left_out(sources.masks, is_mask, "the masks")
+    pairs, problems = _pair_sources(sources, options.naming)
     copies = staging / "all"
     checks = _copy_and_check(pairs, sources, copies, options.classes)
+    masks = [copies / "masks" / mask for _, mask in pairs]
+    settled = _settle_values(masks, options)
+    if settled != options:
+        options = settled
+        checks = _check_again(checks, pairs, copies, options.classes)
     warnings = [warning for check in checks for warning in check.warnings]
     problems += [fault for check in checks for fault in check.faults]
-    masks = [copies / "masks" / mask for _, mask in pairs]
     advice = _judge(checks, masks, options.classes, training=True)
     _judge_photographs([copies / "images" / image for image, _ in pairs], options)
     _report(problems, warnings, advice, options.skip_bad)
@@ -222,6 +228,22 @@ def _fill_with_pairs(
     lines = [_describe_splits(splits, options)]
     lines += _describe_settings(options, sources.classes)
     return "\n".join(lines)
+
+
+def _pair_sources(sources: Sources, naming: Naming) -> tuple[list[PairNames], list[str]]:
+    """Return the names that belong together, and what is wrong with the rest, in words.
+
+    Raises:
+        UserError: no photograph has a mask.
+    """
+    pairs, problems = pair_names(sources.images, sources.masks, naming)
+    if problems:
+        problems += propose_options(sources.images, sources.masks, naming)
+    if not pairs:
+        raise UserError(bullet_list("no image with a mask was found", problems))
+    print_left_out(sources.images, is_photograph, "the images")
+    print_left_out(sources.masks, is_mask, "the masks")
+    return pairs, problems
 
 
 def _copy_and_check(
@@ -250,6 +272,25 @@ def _copy_and_check_pair(
             fault = f"{one_line(path.name)}: cannot be read ({error})"
             return PairCheck([fault], [], None, False)
     return inspect_pair(image_path, mask_path, classes)
+
+
+def _check_again(
+    checks: Sequence[PairCheck], pairs: Sequence[PairNames], folder: Path, classes: Classes
+) -> list[PairCheck]:
+    """Read the copied pairs again, now that their masks' values have been settled."""
+    tasks = [
+        (check, folder / "images" / image, folder / "masks" / mask)
+        for check, (image, mask) in zip(checks, pairs, strict=True)
+    ]
+    results = map_in_threads(partial(_check_copy_again, classes), tasks, "checking again")
+    with contextlib.closing(results):
+        return list(results)
+
+
+def _check_copy_again(classes: Classes, task: tuple[PairCheck, Path, Path]) -> PairCheck:
+    check, image, mask = task
+    were_copied = image.exists() and mask.exists()
+    return inspect_pair(image, mask, classes) if were_copied else check
 
 
 def _report(problems: Sequence[str], warnings: Iterable[str], advice: str, skip_bad: bool) -> None:
@@ -315,7 +356,7 @@ def _move_pairs(pairs: Sequence[PairNames], split: str, copies: Path, new: Path)
 
 def _describe_splits(splits: dict[str, list[PairNames]], options: DataOptions) -> str:
     lines = []
-    for split in sorted(SPLITS):
+    for split in reversed(SPLITS):
         pairs = splits[split]
         if pairs:
             groups = {options.group(image) for image, _ in pairs}
@@ -328,6 +369,8 @@ def _describe_settings(options: DataOptions, classes: Sequence[str]) -> list[str
     settings = options.naming.differing(NAMING)
     if len(classes) > 1:
         settings["CLASSES"] = list(classes)
+    if options.classes.single and options.classes.values:
+        settings["MASK_VALUES"] = list(options.classes.values)
     if not settings:
         return []
     lines = []

@@ -2,18 +2,21 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from carvana import options
+from carvana.classes import Classes
 from carvana.errors import UserError, raise_all, result_or_error
 from carvana.files import same_file, same_place
 from carvana.locks import output_locks
 from carvana.naming import Naming
 from carvana.opening import set_max_megapixels
-from carvana.pairs import check_folders, list_files
+from carvana.pairs import Pair, check_folders, list_files
 from carvana.rendering import PARTS, remove_leftovers, render_set
 from carvana.threads import keep_freed_memory
+from carvana.two_values import settle_values
 
 STARTED = time.time()  # the seconds of STOP_AT_DICE count from here: imports belong to them
 PREPARED_FOLDERS = (  # where prepare_data.py puts data
@@ -50,7 +53,7 @@ def configure(config: ModuleType, description: str | None = None) -> SimpleNames
         cfg = options.load(config, base_preset=preset)
     set_max_megapixels(cfg.MAX_MEGAPIXELS)
     _render_missing_cars(cfg, config.PRESETS)
-    _check_data(cfg)
+    _settle_mask_values(cfg, _check_data(cfg))
     _check_outputs(cfg)
     if _rank("RANK") == 0:  # the process that reads checkpoints
         _check_checkpoints(cfg)
@@ -106,8 +109,12 @@ def _render_missing_cars(cfg: SimpleNamespace, presets: dict) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _check_data(cfg: SimpleNamespace) -> None:
-    """Raise UserError with what is wrong in the folders of photographs and masks."""
+def _check_data(cfg: SimpleNamespace) -> list[Pair]:
+    """Return the pairs to train on.
+
+    Raises:
+        UserError: with what is wrong in the folders of photographs and masks.
+    """
     training, validation = data_folders(cfg)
     naming = Naming.from_constants(vars(cfg))
     if Path(training[0]).is_dir() and not Path(validation[0]).is_dir():
@@ -118,7 +125,16 @@ def _check_data(cfg: SimpleNamespace) -> None:
             f"those that are trained on: {options_of_training}"
         )
         raise_all([result_or_error(check_folders, training, naming=naming), missing])
-    check_folders(training, validation, naming=naming)
+    pairs, _ = check_folders(training, validation, naming=naming)
+    return pairs
+
+
+def _settle_mask_values(cfg: SimpleNamespace, pairs: Sequence[Pair]) -> None:
+    """Set MASK_VALUES if the masks to train on hold two values that have to be named."""
+    classes = Classes.from_constants(vars(cfg))
+    settled = settle_values([mask for _, mask in pairs], classes, announce=_rank("RANK") == 0)
+    if settled != classes:
+        cfg.MASK_VALUES = list(settled.values)
 
 
 def _check_outputs(cfg: SimpleNamespace) -> None:

@@ -237,6 +237,45 @@ def test_mask_that_is_all_transparent_is_empty(tmp_path, level, alpha, expected)
 # ---------------------------------------------------------------- sets, and what scripts say
 
 
+class TwoValuedSet(NamedTuple):
+    """Masks of two values that no setting names, and what the scripts say of them."""
+
+    store: object  # of a set's masks
+    values: tuple  # of background and foreground
+    message: str  # a regular expression
+
+
+TAKEN = {
+    "red on black": TwoValuedSet(
+        colors(BLACK, RED),
+        (0, 76),
+        r"0 is taken for background \(the darker and at most borders\), 76 for foreground.* "
+        'As two classes: --classes background car --palette "#000000" "#ff0000"$',
+    ),
+    "blue on yellow": TwoValuedSet(
+        colors((255, 255, 0), (0, 0, 255)),
+        (226, 29),
+        r"226 is taken for background .*, 29 for foreground.* "
+        '--palette "#ffff00" "#0000ff"$',
+    ),
+    "dark on light": TwoValuedSet(
+        gray(90, 30),
+        (90, 30),
+        r"90 is taken for background \(at most borders, though the lighter\), 30 for foreground; "
+        "if it is the other way round, add --mask-values 30 90$",
+    ),
+    "1 2": TwoValuedSet(gray(1, 2), (1, 2), "1 is taken for background"),
+    "0 2": TwoValuedSet(gray(0, 2), (0, 2), "0 is taken for background"),
+    "0 127": TwoValuedSet(gray(0, 127), (0, 127), "0 is taken for background"),
+    "128 255": TwoValuedSet(gray(128, 255), (128, 255), "128 is taken for background"),
+    "16 bits": TwoValuedSet(gray(0, 300, dtype=np.uint16), (0, 300), "300 for foreground"),
+    "palette's indices": TwoValuedSet(
+        palette(BLACK, (0, 128, 0), (0, 2)), (0, 2), "0 is taken for background"
+    ),
+    "alpha": TwoValuedSet(with_alpha(gray(9, 9), 0, 100), (0, 100), "100 for foreground"),
+}
+
+
 class MaskSet(NamedTuple):
     """Masks stored in one way, and what the scripts say of them."""
 
@@ -250,23 +289,6 @@ class MaskSet(NamedTuple):
 
 TWO_CLASSES = "--classes background car"
 SETS = {
-    "red on black": MaskSet(
-        colors(BLACK, RED),
-        r'0 background \(the darker and at most borders\).*--palette "#000000" "#ff0000"',
-        "--mask-values 0 76",
-        (0, 1, 1),
-    ),
-    "red on black as classes": MaskSet(
-        colors(BLACK, RED),
-        "As two classes:",
-        '--classes background car --palette "#000000" "#ff0000"',
-        (0, 1, 1),
-    ),
-    "dark on light": MaskSet(
-        gray(90, 30), "at most borders, though the lighter", "--mask-values 90 30", (0, 1, 1)
-    ),
-    "1 2": MaskSet(gray(1, 2), "the masks hold two values", "--mask-values 1 2", (0, 1, 1)),
-    "128 255": MaskSet(gray(128, 255), "both over 127", "--mask-values 128 255", (0, 1, 1)),
     "soft": MaskSet(soft, "their edges are soft", "--mask-threshold 127", None),
     "JPEG": MaskSet(
         soft, "JPEG and WebP blend values at edges", "--mask-threshold 127", None, ending="jpg"
@@ -352,6 +374,59 @@ def write_set(folder, store, ending="png", count=4):
         store(truth_of(number)).save(folder / f"masks/{number}.{ending}")
 
 
+@pytest.mark.parametrize("name", TAKEN)
+def test_two_values_are_taken_and_said_once(tmp_path, name, no_report):
+    row = TAKEN[name]
+    write_set(tmp_path, row.store)
+    row.store(np.zeros(SIZE, np.uint8)).save(tmp_path / "masks/0.png")  # the first shows nothing
+    printed = {name: run_script(tmp_path, *words) for name, words in SCRIPTS.items()}
+    printed["evaluate.py"] = run_script(
+        tmp_path, "evaluate.py", "--model", "best_checkpoint.pth.tar", *FOLDERS
+    )
+    for script in [name for name in printed if name != "evaluate.py"]:
+        lines = [line for line in printed[script].stderr.splitlines() if "two values" in line]
+        assert len(lines) == 1, printed[script].stderr
+        assert re.search(row.message, lines[0]), lines[0]
+    # The checkpoint names the values already.
+    assert "two values" not in printed["evaluate.py"].stderr
+    background, foreground = row.values
+    assert f"MASK_VALUES = [{background}, {foreground}]" in printed["prepare_data.py"].stdout
+    classes = SINGLE._replace(values=row.values)
+    mask = read_hard_mask(tmp_path / "masks/1.png", classes)
+    assert np.array_equal(mask, truth_of(1))
+
+
+def test_evaluation_takes_two_values_that_a_model_was_not_trained_on(tmp_path, no_report):
+    write_set(tmp_path, gray(0, 255))
+    run_script(tmp_path, *TRAIN)
+    evaluate = ("evaluate.py", "--model", "best_checkpoint.pth.tar", *FOLDERS)
+    usual = run_script(tmp_path, *evaluate)
+    for number in range(4):
+        colors(BLACK, RED)(truth_of(number)).save(tmp_path / f"masks/{number}.png")
+    red = run_script(tmp_path, *evaluate)
+    assert red.stderr.count("76 for foreground") == 1
+    assert red.stdout == usual.stdout
+
+
+def test_run_on_two_values_resumes_and_its_data_are_checked(tmp_path, no_report):
+    write_set(tmp_path, colors(BLACK, RED))
+    run_script(tmp_path, "prepare_data.py", *FOLDERS, "--val-fraction", "0.25")
+    checked = run_script(tmp_path, "prepare_data.py", "--check")
+    assert checked.stderr.count("76 for foreground") == 1
+    train = ("train.py", *tiny_options(GALLERY_MAX=0))
+    run_script(tmp_path, *train, "--num-epochs", "1")
+    resumed = run_script(tmp_path, *train, "--num-epochs", "2", "--load-model", "true")
+    assert "MASK_VALUES" not in resumed.stderr + resumed.stdout
+
+
+def test_third_value_is_refused_after_two_were_taken(tmp_path, no_report):
+    write_set(tmp_path, gray(0, 76), count=201)
+    gray(0, 200)(truth_of(1)).save(tmp_path / "masks/1.png")  # not among those looked at first
+    for script in SCRIPTS.values():
+        stderr = run_script(tmp_path, *script, status=2).stderr
+        assert "MASK_VALUES has 0 for background and 76 for foreground" in stderr
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_set_is_refused_with_what_to_type(tmp_path, name, no_report):
     row = SETS[name]
@@ -435,9 +510,11 @@ def test_set_with_one_wrong_mask_gets_no_advice_for_all(tmp_path, run):
 def test_model_is_scored_on_masks_of_other_values(tmp_path, run):
     write_set(tmp_path, gray(1, 2))
     model = ("--model", write_model(tmp_path / "a.pth.tar"))
-    stderr = run("evaluate.py", *model, *FOLDERS, status=2).stderr
-    assert "--mask-values 1 2" in stderr
-    assert "4 images" in run("evaluate.py", *model, *FOLDERS, "--mask-values", 1, 2).stdout
+    settled = run("evaluate.py", *model, *FOLDERS)
+    assert "1 is taken for background" in settled.stderr
+    named = run("evaluate.py", *model, *FOLDERS, "--mask-values", 1, 2)
+    assert "taken" not in named.stderr
+    assert named.stdout == settled.stdout
     assert "4 images" in run("evaluate.py", *model, *FOLDERS, "--mask-threshold", 1).stdout
     stderr = run("evaluate.py", *model, *FOLDERS, "--mask-values", 1, status=2).stderr
     assert "MASK_VALUES: expected 2 values, of background and foreground, found 1" in stderr

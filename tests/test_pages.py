@@ -136,26 +136,26 @@ def test_page_sorts_and_filters_cards(page, open_page):
 
 
 def test_page_enlarges_cards_by_mouse_and_keys(page, open_page):
+    expect = pytest.importorskip("playwright.sync_api").expect  # waits, as keys take their time
     tab = open_page(page)
     dialog = tab.locator("dialog")
     title = dialog.locator("strong")
-    assert not dialog.is_visible()
+    expect(dialog).not_to_be_visible()
     tab.locator(".card button").nth(2).click()
-    assert dialog.is_visible()
-    assert "a <car> & 02.jpg" in title.inner_text()
-    assert dialog.locator("img").count() == 5
+    expect(dialog).to_be_visible()
+    expect(title).to_contain_text("a <car> & 02.jpg")
+    expect(dialog.locator("img")).to_have_count(5)
     tab.keyboard.press("ArrowRight")
-    assert "03.jpg" in title.inner_text()
-    assert dialog.locator("output").inner_text() == "4 of 12"
+    expect(title).to_contain_text("03.jpg")
+    expect(dialog.locator("output")).to_have_text("4 of 12")
     for _ in range(4):
         tab.keyboard.press("ArrowLeft")
-    assert "11.jpg" in title.inner_text()
+    expect(title).to_contain_text("11.jpg")
     tab.keyboard.press("Escape")
-    assert not dialog.is_visible()
-    focused = tab.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert focused == "enlarge b <car> & 11.jpg"
+    expect(dialog).not_to_be_visible()
+    expect(tab.get_by_label("enlarge b <car> & 11.jpg")).to_be_focused()
     tab.keyboard.press("Enter")
-    assert dialog.is_visible()
+    expect(dialog).to_be_visible()
 
 
 def overlap(box, neighbor):

@@ -1,0 +1,56 @@
+"""Masks of one class in two colors, or of two values none of which is white: which is which."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from carvana.classes import Classes
+from carvana.errors import UserError, result_or_error, warn
+from carvana.images import read_hard_mask, stored_values
+from carvana.mask_values import StoredValues, WrongValues, find_two_values
+from carvana.threads import map_in_threads
+
+MOST_LOOKED_AT = 100  # masks of a set
+
+
+def settle_values(masks: Sequence[Path], classes: Classes, announce: bool = True) -> Classes:
+    """Return the classes with the two values that a set's masks hold, where these are unusual.
+
+    Mostly the first mask tells that they are not. What a look at some masks cannot settle is left
+    to the reader, which refuses it.
+
+    Args:
+        masks: of the whole set.
+        announce: print which of two unusual values is taken for background.
+    """
+    if not classes.single or classes.values or classes.threshold >= 0:
+        return classes
+    step = max(1, -(-len(masks) // MOST_LOOKED_AT))
+    sample = masks[::step]
+    if not _are_unusual(sample, classes):
+        return classes
+    read = functools.partial(result_or_error, stored_values)
+    results = map_in_threads(read, sample, "looking for the masks' values", " masks")
+    found = find_two_values([result for result in results if isinstance(result, StoredValues)])
+    if found is None:
+        return classes
+    if announce:
+        warn(found.announcement())
+    return classes._replace(values=(found.background, found.foreground))
+
+
+def _are_unusual(masks: Sequence[Path], classes: Classes) -> bool:
+    """Return whether masks are colored or hold unusual values.
+
+    The first one that shows both background and foreground stands for the others.
+    """
+    for mask in masks:
+        try:
+            if np.ptp(read_hard_mask(mask, classes)):
+                return bool(stored_values(mask).colors)
+        except UserError as error:
+            if isinstance(error.__cause__, WrongValues):
+                return True
+    return False
