@@ -89,6 +89,7 @@ def levels(*columns, dtype=np.uint8):
 
 
 GRAY = levels(0), levels(255), levels(100)
+COLORS = np.dstack([levels(0, 255, 0), levels(0, 0, 255), levels(0)])
 
 BAD = [
     *rows(
@@ -214,6 +215,18 @@ BAD = [
                 save(levels(0, 1, 3), "GIF"),
                 r"_01_mask.gif: 3 different values in the mask \(expected 2.*: 0, 1, 3",
             ),
+            "mask of three colors": (
+                save(COLORS, "PNG"),
+                r"_01_mask.gif: 3 different values in the mask \(expected 2",
+            ),
+            "mask with soft edges": (
+                save(levels(0, 40, 80, 130, 200, 255), "PNG"),
+                r"_01_mask.gif: 6 different values in the mask .* set MASK_VALUES or MASK_THRESHOLD",
+            ),
+            "mask whose alpha shows something else": (
+                save(np.dstack([levels(0, 255)] * 3 + [levels(255, 0)]), "PNG"),
+                r"_01_mask.gif: its colors and its alpha channel show different masks",
+            ),
             "masks of other images": (rename_all, r"no image in .* has a mask in"),
         },
     ),
@@ -240,6 +253,10 @@ BAD = [
             "mask of three values": (
                 save(levels(0, 128, 255), "GIF"),
                 r"_mask.gif: 3 different values in the mask \(expected 2",
+            ),
+            "mask with soft edges, to prepare": (
+                save(levels(0, 40, 80, 130, 200, 255), "PNG"),
+                r"_mask.gif: 6 different values in the mask",
             ),
         },
     ),
