@@ -6,6 +6,9 @@ The command line overrides the preset, the preset overrides this file. The annot
 constant can be, the comment why it is there; `python train.py --help` prints both.
 """
 
+import carvana  # noqa: F401  first of all, as it refuses a Python that is too old
+
+# isort: split
 from typing import Annotated, Literal
 
 from carvana.schema import (
