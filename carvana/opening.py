@@ -14,16 +14,18 @@ from carvana.errors import one_line
 
 JPEG_TYPES = (".jpg", ".jpeg", ".jpe", ".jfif")
 HEIF_TYPES = (".heic", ".heif", ".hif")  # of phones; a plugin reads them
+AVIF_TYPES = (".avif",)
 IMAGE_TYPES = (
     *JPEG_TYPES,
     *(".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"),
-    *(".jp2", ".j2k", ".avif", *HEIF_TYPES),
+    *(".jp2", ".j2k", *AVIF_TYPES, *HEIF_TYPES),
 )
 # Others may run programs, or take nearly any file for a picture.
 PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
-HEIF_PLUGIN = "pillow_heif"
+AVIF_BRANDS = (b"avif", b"avis")
 HEIF_ADVICE = "pip install pillow-heif"
+AVIF_ADVICE = "pip install -U pillow, to 11.3 or newer"
 MAX_MEGAPIXELS = 179
 LARGEST_LIMIT = 10_000  # megapixels
 LIMIT_VARIABLE = "CARVANA_MAX_MEGAPIXELS"
@@ -64,32 +66,53 @@ def _describe_too_large(error: Image.DecompressionBombError) -> str:
 
 def _open_picture(path: str | Path) -> Image.Image:
     try:
-        return Image.open(path, formats=PILLOW_FORMATS)
+        return Image.open(path, formats=_readable_formats())
     except Exception as error:
-        if not _is_heif(path):
+        brands = _brands(path)
+        if brands.isdisjoint(HEIF_BRANDS):
             if isinstance(error, Image.UnidentifiedImageError):
-                formats = " ".join(PILLOW_FORMATS)
-                raise ValueError(f"not a picture in one of the formats {formats}") from error
+                raise ValueError(_describe_unread(brands)) from error
             raise
-    if not heif_plugin_installed():
+    if not heif_plugin_is_installed():
         raise ValueError(f"HEIC, for which Python needs a plugin: {HEIF_ADVICE}")
     _register_heif()
     return Image.open(path, formats=("HEIF",))
 
 
-def _is_heif(path: str | Path) -> bool:
-    """Return whether a file is an HEIC picture: many have a name that ends with .jpg."""
+def _describe_unread(brands: set[bytes]) -> str:
+    """Return why Pillow does not know a file's format."""
+    if not brands.isdisjoint(AVIF_BRANDS) and not avif_is_readable():
+        return f"AVIF, for which Pillow is too old: {AVIF_ADVICE}"
+    return f"not a picture in one of the formats {' '.join(_readable_formats())}"
+
+
+def _brands(path: str | Path) -> set[bytes]:
+    """Return what a file of the HEIF family says it holds: many are named .jpg."""
     with open(path, "rb") as file:
         head = file.read(64)
-    size = int.from_bytes(head[:4])
-    brands = head[8 : min(size, 64)]
-    return head[4:8] == b"ftyp" and any(brand in brands for brand in HEIF_BRANDS)
+    if head[4:8] != b"ftyp":
+        return set()
+    size = int.from_bytes(head[:4], "big")
+    names = head[8:12] + head[16:size]  # the version stands between the first and the others
+    return {names[start : start + 4] for start in range(0, len(names), 4)}
+
+
+def _readable_formats() -> tuple[str, ...]:
+    if avif_is_readable():
+        return PILLOW_FORMATS
+    return tuple(name for name in PILLOW_FORMATS if name != "AVIF")
 
 
 @functools.cache
-def heif_plugin_installed() -> bool:
+def heif_plugin_is_installed() -> bool:
     """Return whether HEIC can be read."""
-    return importlib.util.find_spec(HEIF_PLUGIN) is not None
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+@functools.cache
+def avif_is_readable() -> bool:
+    """Return whether this Pillow reads AVIF."""
+    return importlib.util.find_spec("PIL._avif") is not None
 
 
 @functools.cache
@@ -106,7 +129,7 @@ def _register_heif() -> None:
 def is_photograph(name: str) -> bool:
     """Return whether a file can be read as a photograph, by the ending of its name."""
     ending = _ending(name)
-    return ending in IMAGE_TYPES and (ending not in HEIF_TYPES or heif_plugin_installed())
+    return ending in IMAGE_TYPES and not _install_advice(ending)
 
 
 def describe_left_out(names: Iterable[str]) -> str:
@@ -114,10 +137,20 @@ def describe_left_out(names: Iterable[str]) -> str:
     texts = []
     for ending, count in Counter(map(_ending, names)).most_common():
         text = f"{count:,} {one_line(ending)}" if ending else f"{count:,} without an ending"
-        if ending in HEIF_TYPES:
-            text += f" (for these: {HEIF_ADVICE})"
+        advice = _install_advice(ending)
+        if advice:
+            text += f" (for these: {advice})"
         texts.append(text)
     return ", ".join(texts)
+
+
+def _install_advice(ending: str) -> str:
+    """Return what to type before files with such an ending can be read, "" if nothing."""
+    if ending in HEIF_TYPES and not heif_plugin_is_installed():
+        return HEIF_ADVICE
+    if ending in AVIF_TYPES and not avif_is_readable():
+        return AVIF_ADVICE
+    return ""
 
 
 def _ending(name: str) -> str:

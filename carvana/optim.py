@@ -29,11 +29,11 @@ def make_optimizer(
     """
     if name == "muon":
         return Muon(parameters, learning_rate, weight_decay=weight_decay)
-    return torch.optim.Adam(
+    adam = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam
+    return adam(
         parameters,
         learning_rate,
         weight_decay=weight_decay,
-        decoupled_weight_decay=weight_decay > 0,
         fused=device.type in ("cpu", "cuda"),
     )
 

@@ -3,7 +3,6 @@
 A new kind of bad input is a new row of one of the tables.
 """
 
-import contextlib
 import functools
 import os
 import re
@@ -13,7 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from helpers import LAST, ROOT, file_contents, run_script, tiny_options, write_pairs
+from helpers import (
+    LAST,
+    ROOT,
+    file_contents,
+    run_script,
+    tiny_options,
+    working_folder,
+    write_pairs,
+)
 
 IMAGE, MASK = "data/train_images/000000000000_01.jpg", "data/train_masks/000000000000_01_mask.gif"
 TINY = tiny_options(BATCH_SIZE=2)
@@ -64,7 +71,7 @@ def check_answer(bad, finished_run, work):
     The answer is one line, with a list under it perhaps, and exit status 2.
     """
     shutil.copytree(finished_run, work)
-    with contextlib.chdir(work):
+    with working_folder(work):
         bad.spoil(work / bad.file)
     before = file_contents(work)
     stderr = run_script(work, *bad.command, status=2).stderr

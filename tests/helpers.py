@@ -5,7 +5,6 @@ import csv
 import functools
 import io
 import os
-import resource
 import runpy
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from unittest import mock
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -184,7 +184,7 @@ def run_script(folder, script, *arguments, status=0):
     out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     err = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace")
     with (
-        contextlib.chdir(folder),
+        working_folder(folder),
         mock.patch.object(sys, "argv", argv),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
@@ -193,6 +193,17 @@ def run_script(folder, script, *arguments, status=0):
         code = _exit_code(argv[0])
     finished = Finished(code, _written(out), _written(err))
     return check_status(finished, status)
+
+
+@contextlib.contextmanager
+def working_folder(folder):
+    """Make a folder the working folder for a while, as contextlib.chdir of Python 3.11 does."""
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @contextlib.contextmanager
@@ -390,6 +401,7 @@ def learned_state(state):
 
 def run_with_small_files(folder, limit, script, *arguments):
     """Run a script in a process that can write files of at most `limit` bytes: a full disk."""
+    resource = pytest.importorskip("resource")  # not on Windows
     return subprocess.run(
         script_command(script, *arguments),
         cwd=folder,

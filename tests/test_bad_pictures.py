@@ -221,7 +221,7 @@ BAD = [
             ),
             "mask with soft edges": (
                 save(levels(0, 40, 80, 130, 200, 255), "PNG"),
-                r"_01_mask.gif: 6 different values in the mask .* set MASK_VALUES or MASK_THRESHOLD",
+                r"_01_mask.gif: 6 different values in the mask .* MASK_VALUES or MASK_THRESHOLD",
             ),
             "mask whose alpha shows something else": (
                 save(np.dstack([levels(0, 255)] * 3 + [levels(255, 0)]), "PNG"),

@@ -41,8 +41,9 @@ from carvana.images import (
 from carvana.metadata import saving_options, srgb_profile
 from carvana.photographs import CUTOUT, find_photographs
 
-HEIF_INSTALLED = opening.heif_plugin_installed()
+HEIF_INSTALLED = opening.heif_plugin_is_installed()
 HEIC_HEAD = struct.pack(">I", 24) + b"ftypheic\0\0\0\0mif1heic" + bytes(100)
+AVIF_HEAD = struct.pack(">I", 24) + b"ftypavif\0\0\0\0mif1miaf" + bytes(100)
 HEIC_HEAD_OF_MIF1 = struct.pack(">I", 24) + b"ftypmif1\0\0\0\0mif1heic" + bytes(100)
 
 
@@ -189,12 +190,10 @@ ENDINGS = [
     Case("pgm", "a.pgm", Image.fromarray(GRAY[..., 0]), GRAY),
     Case("JPEG 2000", "a.jp2", PICTURE, muted(), 0, {"irreversible": False}),
     Case("JPEG 2000 stream", "a.j2k", PICTURE, muted(), 0, {"irreversible": False}),
-    Case("avif", "a.avif", PICTURE, muted(), 12, {"quality": 95}),
     Case("webp called jpg", "a.jpg", PICTURE, muted(), 0, {"lossless": True}, "WEBP"),
     Case("png called jpg", "a.jpg", PICTURE, muted(), 0, {}, "PNG"),
     Case("jpeg called png", "a.png", PICTURE, muted(), 8, {"quality": 98}, "JPEG"),
     Case("jpeg called heic", "a.jpg", PICTURE, muted(), 8, {"quality": 98}, "JPEG"),
-    Case("avif called jpg", "a.jpg", PICTURE, muted(), 12, {"quality": 95}, "AVIF"),
     Case(
         "gif of frames",
         "a.gif",
@@ -204,6 +203,20 @@ ENDINGS = [
         {"save_all": True, "append_images": [Image.new("RGB", (60, 40))]},
     ),
 ]
+AVIF = [
+    Case("avif", "a.avif", PICTURE, muted(), 12, {"quality": 95}),
+    Case("avif called jpg", "a.jpg", PICTURE, muted(), 12, {"quality": 95}, "AVIF"),
+    Case(
+        "Display P3, AVIF",
+        "a.avif",
+        stored(muted(), DISPLAY_P3, "RGB"),
+        muted(),
+        14,
+        {"icc_profile": DISPLAY_P3, "quality": 95},
+    ),
+]
+if opening.avif_is_readable():
+    ENDINGS += AVIF
 
 COLORS = [
     Case("no profile", "a.png", PICTURE, muted()),
@@ -248,14 +261,6 @@ COLORS = [
         muted(),
         2,
         {"icc_profile": DISPLAY_P3, "lossless": True},
-    ),
-    Case(
-        "Display P3, AVIF",
-        "a.avif",
-        stored(muted(), DISPLAY_P3, "RGB"),
-        muted(),
-        14,
-        {"icc_profile": DISPLAY_P3, "quality": 95},
     ),
     Case(
         "Display P3 with alpha",
@@ -351,11 +356,21 @@ def test_photograph_without_other_colors_is_read_bit_identically(tmp_path, size)
 
 @pytest.mark.parametrize("head", [HEIC_HEAD, HEIC_HEAD_OF_MIF1])
 def test_heic_without_its_plugin_names_it(tmp_path, monkeypatch, head):
-    monkeypatch.setattr(opening, "heif_plugin_installed", lambda: False)
+    monkeypatch.setattr(opening, "heif_plugin_is_installed", lambda: False)
     (tmp_path / "IMG_1.jpg").write_bytes(head)
     expected = r"IMG_1.jpg: cannot be read \(HEIC, for which .*: pip install pillow-heif\)"
     with pytest.raises(UserError, match=expected):
         read_image(tmp_path / "IMG_1.jpg")
+
+
+def test_avif_that_pillow_cannot_read_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(opening, "avif_is_readable", lambda: False)
+    (tmp_path / "a.jpg").write_bytes(AVIF_HEAD)
+    expected = r"a.jpg: cannot be read \(AVIF, for which Pillow is too old: pip install -U pillow"
+    with pytest.raises(UserError, match=expected):
+        read_image(tmp_path / "a.jpg")
+    assert not opening.is_photograph("a.avif")
+    assert "1 .avif (for these: pip install -U pillow" in opening.describe_left_out(["a.avif"])
 
 
 @pytest.mark.skipif(not HEIF_INSTALLED, reason="needs pillow-heif")
@@ -383,7 +398,7 @@ def fill(folder, *names):
 
 
 def test_folders_name_what_they_leave_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(opening, "heif_plugin_installed", lambda: False)
+    monkeypatch.setattr(opening, "heif_plugin_is_installed", lambda: False)
     names = ("a.jpg", "b.JFIF", "c.gif", "d.HEIC", "e.heic", "f.psd", "g", "Thumbs.db", ".h.txt")
     folder = fill(tmp_path / "photos", *names)
     left_out = "left out 2 .heic (for these: pip install pillow-heif), 1 .psd, 1 without an ending"
@@ -396,7 +411,7 @@ def test_folders_name_what_they_leave_out(tmp_path, monkeypatch):
         photographs, (fault,), remarks = find_photographs([word], tmp_path / "out")
         assert (photographs, remarks) == ([], [])
         assert "but 2 .nef" in fault
-    monkeypatch.setattr(opening, "heif_plugin_installed", lambda: True)
+    monkeypatch.setattr(opening, "heif_plugin_is_installed", lambda: True)
     photographs, _, (remark,) = find_photographs([folder], tmp_path / "out")
     assert len(photographs) == 5
     assert ".heic" not in remark
@@ -408,7 +423,7 @@ def test_inference_takes_every_kind_and_names_the_rest(work, run):
     image = Image.fromarray(scene(1)[0])
     for name in ("a.jfif", "b.jpe"):
         image.save(photos / name, "JPEG")
-    for name in ("c.gif", "d.avif", "e.jp2"):
+    for name in ("c.gif", "d.ppm", "e.jp2"):
         image.save(photos / name)
     (photos / "f.psd").write_bytes(b"8BPS")
     finished = run("inference.py", *OWN_MODEL, "--img", "kinds")
