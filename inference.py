@@ -209,7 +209,7 @@ def main() -> None:
         rle=args.rle,
         gallery=config.GALLERY_MAX if args.gallery else 0,
         threshold=args.threshold,
-        levels=args.image_levels,
+        levels=args.image_levels or 0,
         tta=args.tta,
         batch_size=args.batch_size,
     )

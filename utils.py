@@ -17,7 +17,14 @@ from carvana.pairs import find_pairs
 from carvana.predicting import predict
 from carvana.two_values import settle_values
 from carvana.weights import load_checkpoint
-from dataset import CarvanaDataset, check_readable, get_loaders, make_loader, val_transform
+from dataset import (
+    CarvanaDataset,
+    check_readable,
+    end_workers,
+    get_loaders,
+    make_loader,
+    val_transform,
+)
 from model import UNET, DoubleConv
 
 __all__ = [
@@ -98,4 +105,5 @@ def evaluate(
             device=own_device,
         )
         scores = check_accuracy(loader, model, own_device, full_size=True, outlines=True)
+        end_workers(loader)  # they hold connections open, for whose end gloo may wait
     return scores if distributed.FIRST else None

@@ -42,7 +42,7 @@ Draw = Callable[[], np.ndarray]  # returns a mask, uint8 (H, W)
 class AnnotatedMasks(NamedTuple):
     """The masks that annotations mean."""
 
-    draw: dict[str, Draw]  # by the photograph's stem_of
+    draw: Mapping[str, Draw]  # by the photograph's stem_of
     classes: list[str]  # CLASSES: one kind of object, or the background and several
     is_selection: bool = False  # of photographs, the others of which are not annotated
 
@@ -143,7 +143,7 @@ def coco_masks(path: Path) -> AnnotatedMasks:
         categories = _coco_categories(content)
         values = class_values(categories.values())
         images = _by_id(content["images"], f"images of {one_line(path)}")
-        objects = {number: [] for number in images}
+        objects: dict[int, list[tuple]] = {number: [] for number in images}
         for annotation in content["annotations"]:
             value = values[categories[annotation["category_id"]]]
             objects[annotation["image_id"]].append((value, annotation.get("segmentation")))
@@ -242,7 +242,7 @@ def _decode_run_lengths(text: str) -> list[int]:
     that more follow. From the third on they are differences from the last but one. COCO's own
     library (maskApi.c) does not check that they cover the picture.
     """
-    counts = []
+    counts: list[int] = []
     number = 0
     shift = 0
     for code in text.encode("latin-1", "replace"):
@@ -407,7 +407,7 @@ def _read_labelmap(path: Path) -> dict[Color, str]:
     """Return {color: name}; Pascal VOC's if there is no labelmap."""
     if not path.exists():
         return {_voc_color(place): name for place, name in enumerate(VOC_CLASSES)}
-    names = {}
+    names: dict[Color, str] = {}
     for line in path.read_text(encoding="utf-8-sig").splitlines():
         if not line.strip() or line.startswith("#"):
             continue
@@ -440,7 +440,8 @@ def _voc_color(value: int) -> Color:
     color = [0, 0, 0]
     for bit in range(8):
         color[bit % 3] |= (value >> bit & 1) << 7 - bit // 3
-    return tuple(color)
+    red, green, blue = color
+    return red, green, blue
 
 
 def _draw_colors(path: Path, values: Mapping[Color, int]) -> np.ndarray:

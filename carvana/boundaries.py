@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 HAND_PRECISION = 2  # pixels; masks drawn by hand are not more exact
-CROSS = np.uint8([[0, 1, 0], [1, 1, 1], [0, 1, 0]])
+CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
 
 
 def boundary_distance(
@@ -51,14 +51,14 @@ def error_beyond_outline(
         predicted, target, known: see boundary_distance.
     """
     reach = np.ogrid[-HAND_PRECISION : HAND_PRECISION + 1, -HAND_PRECISION : HAND_PRECISION + 1]
-    disk = np.uint8(np.hypot(*reach) <= HAND_PRECISION)
+    disk = (np.hypot(*reach) <= HAND_PRECISION).astype(np.uint8)
     foreground = target.view(bool)
     background = ~foreground if known is None else known & ~foreground
-    near_foreground = cv2.dilate(foreground.view(np.uint8), disk)
-    near_background = cv2.dilate(background.view(np.uint8), disk)
-    near = (near_foreground & near_background).view(bool)
+    near_foreground = cv2.dilate(foreground.view(np.uint8), disk).view(bool)
+    near_background = cv2.dilate(background.view(np.uint8), disk).view(bool)
+    near = near_foreground & near_background
     wrong = np.count_nonzero((predicted != target) & ~near)
-    return wrong / max(np.count_nonzero(predicted) + np.count_nonzero(target), 1)
+    return wrong / max(1, int(np.count_nonzero(predicted)) + int(np.count_nonzero(target)))
 
 
 def _outline(mask: np.ndarray, known: np.ndarray | None) -> np.ndarray:

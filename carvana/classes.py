@@ -14,6 +14,12 @@ NO_CLASS = 255  # the largest index, which no class has
 Color = tuple[int, int, int]
 
 
+def _parse_color(text: str) -> Color:
+    """Return the (r, g, b) of "#rrggbb"."""
+    red, green, blue = bytes.fromhex(text[1:])
+    return red, green, blue
+
+
 class Classes(NamedTuple):
     """The classes that a mask tells apart.
 
@@ -41,7 +47,7 @@ class Classes(NamedTuple):
         if len(names) == 1:
             threshold = constants.get("MASK_THRESHOLD", -1)
             return cls(names, values=values, threshold=threshold)
-        palette = tuple(tuple(bytes.fromhex(color[1:])) for color in constants["PALETTE"])
+        palette = tuple(_parse_color(color) for color in constants["PALETTE"])
         ignored = constants["IGNORE_INDEX"]
         if ignored == 0 and not values:
             values = tuple(range(1, len(names) + 1))
@@ -60,7 +66,7 @@ class Classes(NamedTuple):
         return self.ignore if self.stored_ignore is None else self.stored_ignore
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override]  # of a tuple, which nobody asks for
         """Return how many values a mask tells apart: the rows of the confusion matrix."""
         return max(2, len(self.names))
 

@@ -66,10 +66,12 @@ class Chart:
         root.attrib.pop("width")  # the page scales it by its viewBox
         root.attrib.pop("height")
         root.attrib |= {"role": "img", "aria-label": self.description, "fill": "currentColor"}
-        root.remove(root.find(f"{{{SVG}}}metadata"))
+        for metadata in root.findall(f"{{{SVG}}}metadata"):
+            root.remove(metadata)
         for group in root.iter(f"{{{SVG}}}g"):
             identity = group.attrib.pop("id", None)
-            _add_tooltips(group, self.tooltips.get(identity, []))
+            if identity is not None:
+                _add_tooltips(group, self.tooltips.get(identity, []))
 
 
 def _matplotlib() -> Any:
@@ -173,9 +175,9 @@ def histograms(values_by_title: dict[str, list[float]]) -> Chart:
     all_axes = chart.figure.subplots(2, 2, gridspec_kw=MARGINS).flat
     medians = []
     for axes, (title, values) in zip(all_axes, values_by_title.items(), strict=False):
-        values = np.array(values)
-        values = values[np.isfinite(values)]
-        _draw_histogram(chart, axes, title, values)
+        numbers = np.array(values)
+        numbers = numbers[np.isfinite(numbers)]
+        _draw_histogram(chart, axes, title, numbers)
         if len(values):
             medians.append(f"{title} {np.median(values):.3g}")
     chart.description = f"Histograms; medians: {', '.join(medians)}"

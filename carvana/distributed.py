@@ -7,6 +7,7 @@ and writes.
 
 import contextlib
 import functools
+import operator
 import os
 import sys
 import uuid
@@ -88,18 +89,23 @@ def _own_store() -> dist.TCPStore:
     """
     host = os.environ["MASTER_ADDR"]
     launcher = _launcher_store()
-    store = None
     if launcher is None:
         store = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), WORLD_SIZE, is_master=FIRST)
     elif FIRST:
         store = dist.TCPStore(host, 0, is_master=True)
         launcher.set("store", str(store.port))
-    while store is None:  # until the port is that of this start
-        port = int(launcher.get("store"))
-        with contextlib.suppress(dist.DistNetworkError):
-            store = dist.TCPStore(host, port, timeout=timedelta(seconds=2))
+    else:
+        store = _join_store(host, launcher)
     store.set_timeout(TIMEOUT)
     return store
+
+
+def _join_store(host: str, launcher: dist.TCPStore) -> dist.TCPStore:
+    """Return the store that rank 0 serves; wait until the port is that of this start."""
+    while True:
+        port = int(launcher.get("store"))
+        with contextlib.suppress(dist.DistNetworkError):
+            return dist.TCPStore(host, port, timeout=timedelta(seconds=2))
 
 
 def run_name() -> str:
@@ -166,11 +172,11 @@ def gather_dict(items: dict) -> dict:
     """Return the items of all processes in rank 0, and its own in each other one."""
     if WORLD_SIZE == 1:
         return items
-    gathered = [None] * WORLD_SIZE if FIRST else None
-    dist.gather_object(items, gathered)
+    gathered: list[dict] = [{} for _ in range(WORLD_SIZE)]
+    dist.gather_object(items, gathered if FIRST else None)
     if not FIRST:
         return items
-    return functools.reduce(lambda merged, more: merged | more, gathered)
+    return functools.reduce(operator.or_, gathered)
 
 
 def broadcast_buffers(model: nn.Module) -> None:

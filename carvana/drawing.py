@@ -299,7 +299,7 @@ def _worst_median_best(dices: list[float]) -> list[tuple[str, int]]:
         "median": range(count // 2 - 1, count // 2 + 2),
         "best": range(count - 3, count),
     }
-    ranks = {}
+    ranks: dict[int, str] = {}
     for rank, candidates in places.items():
         for place in candidates:
             if 0 <= place < count:

@@ -49,12 +49,13 @@ class PredictedMasks:
 
     def __init__(self, classes: Classes) -> None:
         self.classes = classes
-        self.size: Size | None = None
+        self.size: Size = (0, 0)  # of the masks; all have the network's
         self.packed: dict[int, np.ndarray] = {}
 
     def add(self, index: int, mask: np.ndarray) -> None:
         """Add an image's mask, uint8 (H, W) of class indices."""
-        self.size = mask.shape
+        height, width = mask.shape
+        self.size = (height, width)
         self.packed[index] = np.packbits(mask) if self.classes.single else mask.reshape(-1)
 
     def mask(self, index: int) -> np.ndarray:
@@ -247,7 +248,7 @@ class Evaluation:
     def pixel_counts(self) -> tuple[int, int]:
         """Return how many pixels are right, and how many there are."""
         matrix = self.matrices.sum(0)  # (classes, classes), true by predicted
-        return matrix.trace().item(), matrix.sum().item()
+        return int(matrix.trace()), int(matrix.sum())
 
     def scores(self) -> dict[str, Any]:
         """Return what check_accuracy returns."""

@@ -50,7 +50,7 @@ def warn_if_constant(scores: Mapping[str, Any], classes: Sequence[str]) -> None:
         constant = max(share, 1 - share) > NEARLY_ALL
     else:
         pixels = np.sum(scores["confusion"], axis=0)  # by predicted class
-        name = classes[np.argmax(pixels)]
+        name = classes[int(np.argmax(pixels))]
         share = pixels.max() / max(pixels.sum(), 1)
         constant = share > NEARLY_ALL
     if constant:

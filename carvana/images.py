@@ -139,7 +139,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         with open_picture(path) as image:
             # A camera's JPEG (MPO) or HEIC has previews behind the picture.
             if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
-                raise ValueError(f"{image.n_frames} pictures in one file; save the one that counts")
+                pages = getattr(image, "n_frames", 2)
+                raise ValueError(f"{pages} pictures in one file; save the one that counts")
             yield image
     except Exception as error:  # a hostile file can raise nearly anything inside a decoder
         reason = f"cannot be read ({error_summary(error)})"
@@ -252,7 +253,8 @@ def read_image(
         if size is not None:
             image = _scaled(image, width, height, box)
         if to_srgb:
-            image = ImageCms.applyTransform(image, to_srgb).convert(mode)
+            image = ImageCms.applyTransform(image, to_srgb)  # type: ignore[assignment]
+            image = image.convert(mode)
         if orientation > 1:
             image = image.transpose(UPRIGHT[orientation])
         return np.array(image).reshape(image.height, image.width, channels)
@@ -264,8 +266,9 @@ def _is_deep_color(image: Image.Image) -> bool:
     Call it before the picture is loaded.
     """
     if image.format == "TIFF":
-        return image.tag_v2.get(BITS_TAG, ())[:3] == (16, 16, 16)
-    return image.format == "PNG" and any(";16" in str(tile.args) for tile in image.tile)
+        return _tiff_bits(image)[:3] == (16, 16, 16)
+    tiles = getattr(image, "tile", ())
+    return image.format == "PNG" and any(";16" in str(tile.args) for tile in tiles)
 
 
 def _deep_color(path: str | Path, image: Image.Image) -> np.ndarray:
@@ -279,9 +282,14 @@ def _deep_color(path: str | Path, image: Image.Image) -> np.ndarray:
 
 def _own_range(image: Image.Image) -> int | None:
     """Return the largest level that a picture says it has, None if it does not say it."""
-    if image.format == "TIFF" and image.tag_v2.get(BITS_TAG) == (12,):
+    if image.format == "TIFF" and _tiff_bits(image) == (12,):
         return BIT_RANGES[12]
     return None
+
+
+def _tiff_bits(image: Image.Image) -> tuple[int, ...]:
+    """Return how many bits each channel of a TIFF has."""
+    return getattr(image, "tag_v2", {}).get(BITS_TAG, ())
 
 
 def _eight_bits(deep: np.ndarray, levels: int) -> Image.Image:
@@ -523,7 +531,8 @@ def _resolve_alpha(image: Image.Image) -> tuple[Image.Image, np.ndarray | None]:
     lowest, highest = alpha.getextrema()
     if lowest == 255:
         return image, None
-    if all(low == high for low, high in whole.convert("RGB").getextrema()):
+    extremes = np.array(whole.convert("RGB").getextrema())  # (3, 2)
+    if (extremes[:, 0] == extremes[:, 1]).all():
         return alpha, None
     if lowest == highest:
         return image, None
@@ -639,10 +648,10 @@ def stored_values(path: str | Path) -> StoredValues:
         is_lossy = image.format in LOSSY_FORMATS
         image, _ = _resolve_alpha(image)
         levels = _stored_levels(image)
-        colors = ()
+        colors: tuple[str, ...] = ()
         if _is_colored(image):
             counts = image.convert("RGB").getcolors(MOST_CLASS_VALUES) or ()
-            colors = tuple(f"#{bytes(color).hex()}" for _, color in counts)
+            colors = tuple(f"#{bytes(color).hex()}" for _, color in counts)  # type: ignore[arg-type]
         gray = _gray_levels(image)
     unit = np.iinfo(gray.dtype).max / 255
     hard = (gray <= NOISE * unit) | (gray >= (255 - NOISE) * unit)

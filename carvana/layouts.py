@@ -54,7 +54,7 @@ EXPECTED = (
 )
 
 Writer = Callable[[Path], object]  # writes one file to a path
-Files = dict[str, Writer]  # by the file's name
+Files = Mapping[str, Writer]  # by the file's name
 
 
 class Sources(NamedTuple):

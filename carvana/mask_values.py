@@ -261,10 +261,11 @@ def find_two_values(masks: Sequence[StoredValues]) -> TwoValues | None:
     values, colors = _distinct(masks)
     if len(values) != 2 or len(colors) not in (0, 2) or any(mask.is_lossy for mask in masks):
         return None
-    if _background(masks, values) == values[0]:
-        return TwoValues(*values, "the darker and at most borders", tuple(colors))
-    lighter_first = tuple(colors[::-1])
-    return TwoValues(*values[::-1], "at most borders, though the lighter", lighter_first)
+    darker, lighter = values
+    if _background(masks, values) == darker:
+        return TwoValues(darker, lighter, "the darker and at most borders", tuple(colors))
+    reason = "at most borders, though the lighter"
+    return TwoValues(lighter, darker, reason, tuple(colors[::-1]))
 
 
 def _distinct(masks: Sequence[StoredValues]) -> tuple[list[int], list[str]]:

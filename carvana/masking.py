@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +54,7 @@ class MaskingOptions:
     rle: str | None = None  # the csv to write
     gallery: int = 0  # photographs in the page; 0: no page
     threshold: float | None = None  # None: the model's own
-    levels: int | None = None  # of 16-bit photographs; None: the model's own
+    levels: int = 0  # of 16-bit photographs; 0: the model's own
     tta: bool = False
     batch_size: int = 4
 
@@ -69,7 +69,7 @@ class Masked(NamedTuple):
 
     shares: str  # of the classes, in words
     written: list[Path]
-    runs: str | None
+    runs: str
     card: Card | None
 
 
@@ -103,9 +103,10 @@ def mask_photographs(
                 "apart; --rle and --threshold are for models of one"
             )
         given_levels = options.levels
-        options = replace(options, levels=options.levels or model_config(model)["IMAGE_LEVELS"])
+        levels = options.levels or model_config(model)["IMAGE_LEVELS"]
+        options = replace(options, levels=levels)
         if distributed.FIRST:
-            oddity = judge_levels([photograph.path for photograph in photographs], options.levels)
+            oddity = judge_levels([photograph.path for photograph in photographs], levels)
             if oddity:
                 warn(f"warning: {oddity}")
         with contextlib.ExitStack() as stack:
@@ -150,7 +151,7 @@ class MaskingRun:
                 else:
                     self._note(photograph, result)
         # Here all processes wait for the last one.
-        self.done = distributed.all_reduce_sum(torch.tensor(self.done)).item()
+        self.done = int(distributed.all_reduce_sum(torch.tensor(self.done)))
         self.seconds = time.perf_counter() - started
 
     def _note(self, photograph: Photograph, result: Masked) -> None:
@@ -191,7 +192,7 @@ class MaskingRun:
 
 def _results(
     photographs: Sequence[Photograph], model: nn.Module, options: MaskingOptions
-) -> Iterator[Masked | UserError]:
+) -> Generator[Masked | UserError, None, None]:
     """Yield what becomes of each photograph, in order."""
     if not photographs:
         return
@@ -236,7 +237,7 @@ def _mask_batch(
     logits = iter(())
     if readable:
         logits = iter(network_logits(model, np.stack(readable), options.tta))
-    results = []
+    results: list[Masked | UserError] = []
     for photograph, image in zip(batch, images, strict=True):
         if isinstance(image, UserError):
             results.append(image)
@@ -262,7 +263,7 @@ def _finish(
         upsample(logits, size), logit_threshold(config), with_margin=bool(options.gallery)
     )
     shares = _describe_shares(prediction.mask, classes)
-    runs = run_lengths(prediction.mask) if options.rle else None
+    runs = run_lengths(prediction.mask) if options.rle else ""
     written = []
     if options.save:
         written = _write_pictures(photograph, prediction, scale, classes, options)

@@ -93,7 +93,7 @@ def composite(colors: np.ndarray, alpha: np.ndarray, background: Color | np.ndar
     if isinstance(background, np.ndarray):
         background = _scaled_to_cover(background, alpha.shape)
     share = alpha[..., None] / np.float32(255)
-    behind = np.broadcast_to(np.float32(background), colors.shape)
+    behind = np.broadcast_to(np.asarray(background, np.float32), colors.shape)
     return np.round(colors * share + behind * (1 - share)).astype(np.uint8)
 
 

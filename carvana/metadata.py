@@ -149,7 +149,7 @@ def saving_options(image: Image.Image, turned: bool) -> dict[str, Any]:
     Args:
         turned: whether the written picture's rows are the photograph's columns.
     """
-    options = {}
+    options: dict[str, Any] = {}
     if _profile(image):
         options["icc_profile"] = srgb_profile()
     dpi = _resolution(image.info.get("dpi"))
@@ -176,9 +176,9 @@ def _kept_exif(image: Image.Image) -> bytes:
     kept = Image.Exif()
     try:
         exif = image.getexif()
-        for tag in KEPT_TAGS:
-            if tag in exif:
-                kept[tag] = _without_loss(exif[tag])
+        for kept_tag in KEPT_TAGS:
+            if kept_tag in exif:
+                kept[kept_tag] = _without_loss(exif[kept_tag])
         details = {}
         for tag, value in exif.get_ifd(ExifTags.IFD.Exif).items():
             if tag not in DROPPED_DETAILS:

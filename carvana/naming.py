@@ -129,7 +129,7 @@ def pair_names(
     images = _names_by_shared_name(image_names, IMAGE_TYPES, naming)
     masks = _names_by_stem(mask_names, MASK_TYPES)
     # A photograph's own name may end with the suffix.
-    masks_by_image = {}
+    masks_by_image: dict[str, list[str]] = {}
     for stem, names in masks.items():
         image_stem = stem if stem in images else naming.mask_name(stem) or stem
         masks_by_image.setdefault(image_stem, []).extend(names)
@@ -158,7 +158,7 @@ def stem_of(name: str) -> str:
 
 def _names_by_stem(names: Iterable[str], types: tuple[str, ...]) -> dict[str, list[str]]:
     """Return {name without its ending: names} of these types, in order."""
-    stems = {}
+    stems: dict[str, list[str]] = {}
     for name in sorted(names):
         if PurePath(name).suffix.lower() in types:
             stems.setdefault(stem_of(name), []).append(name)
@@ -169,7 +169,7 @@ def _names_by_shared_name(
     names: Iterable[str], types: tuple[str, ...], naming: Naming
 ) -> dict[str, list[str]]:
     """Return {name without affixes and ending: names}; a name without the affixes stays whole."""
-    shared = {}
+    shared: dict[str, list[str]] = {}
     for stem, stem_names in _names_by_stem(names, types).items():
         shared.setdefault(naming.image_name(stem) or stem, []).extend(stem_names)
     return shared
@@ -244,7 +244,7 @@ def _awkwardness(naming: Naming) -> tuple[int, int]:
 
 def _affixes(stems: Sequence[str], from_end: bool) -> list[str]:
     """Return the beginnings, or ends, that many of the names share, and the empty one."""
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for stem in stems:
         tokens = re.findall(r"\d+|[^\W\d_]+|[\W_]", stem)
         for length in range(1, min(MAX_TOKENS, len(tokens) - 1) + 1):

@@ -130,10 +130,11 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
-            kernels = {}  # those of one shape are updated together
+            # Those of one shape are updated together.
+            kernels: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -151,7 +152,8 @@ class Muon(torch.optim.Optimizer):
         for kernel in kernels:
             total = self.state[kernel].setdefault("momentum", torch.zeros_like(kernel))
             total.mul_(momentum).add_(kernel.grad)
-            directions.append(kernel.grad.add(total, alpha=momentum).flatten(1))
+            direction = kernel.grad.add(total, alpha=momentum)  # type: ignore[union-attr]
+            directions.append(direction.flatten(1))
         matrices = orthogonal(torch.stack(directions))  # (kernels, out, in*h*w)
         scale = group["lr"] * max(1, matrices.shape[1] / matrices.shape[2]) ** 0.5
         for kernel, matrix in zip(kernels, matrices, strict=True):
@@ -166,7 +168,8 @@ class Muon(torch.optim.Optimizer):
         state["step"] += 1
         beta_mean, beta_square = group["betas"]
         state["mean"].lerp_(parameter.grad, 1 - beta_mean)
-        state["square"].lerp_(parameter.grad.square(), 1 - beta_square)
+        square = parameter.grad.square()  # type: ignore[union-attr]
+        state["square"].lerp_(square, 1 - beta_square)
         mean = state["mean"] / (1 - beta_mean ** state["step"])
         square = state["square"] / (1 - beta_square ** state["step"])
         step_size = ADAM_SHARE * group["lr"]

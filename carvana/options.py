@@ -53,7 +53,7 @@ class Constant(NamedTuple):
 
 def read_constants(config: ModuleType) -> dict[str, Constant]:
     """Return {name: Constant} of the config module, in its order, without PRESETS."""
-    reasons = _reasons(Path(config.__file__).read_text(encoding="utf-8"))
+    reasons = _reasons(Path(str(config.__file__)).read_text(encoding="utf-8"))
     constants = {}
     for name, value in vars(config).items():
         if name.isupper() and name != "PRESETS":
@@ -75,11 +75,13 @@ def _reasons(source: str) -> dict[str, str]:
         if not isinstance(statement, ast.AnnAssign | ast.Assign):
             continue
         target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
-        trailing = re.search(r"  # (.*)$", lines[statement.end_lineno - 1])
+        name = ast.unparse(target)
+        last_line = statement.end_lineno or statement.lineno
+        trailing = re.search(r"  # (.*)$", lines[last_line - 1])
         if trailing:
-            reasons[target.id] = trailing[1]
+            reasons[name] = trailing[1]
         else:
-            reasons[target.id] = _comment_above(lines, statement.lineno - 1)
+            reasons[name] = _comment_above(lines, statement.lineno - 1)
     return reasons
 
 

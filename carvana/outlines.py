@@ -121,7 +121,7 @@ def _is_inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return bool (N,): whether a point lies far enough from the borders of a picture."""
     height, width = size
     limit = np.array([width, height]) - CLEAR_REACH
-    return ((points > CLEAR_REACH) & (points < limit)).all(1)
+    return np.all((points > CLEAR_REACH) & (points < limit), axis=1)
 
 
 def describe_noise(noises: list[OutlineNoise]) -> str:

@@ -50,7 +50,7 @@ def find_photographs(
     photographs = []
     faults = []
     remarks = []
-    names = set()
+    names: set[str] = set()
     csv_names = set()
     for word in words:
         files, left_out, fault = _find(word, Path(out), recursive)

@@ -170,7 +170,7 @@ def training_page(
     if len(worst) < count:
         intro += f", the worst {len(worst)} of them below"
     draw_card = functools.partial(_training_card, dataset, scores)
-    class_tables = {"class_rows": []}
+    class_tables: dict[str, list] = {"class_rows": []}
     if "classes" in scores:
         class_tables = _class_tables(scores, size)
     write_page(
@@ -321,8 +321,8 @@ def explore_page(
     """
     facts = survey.facts
     worst = np.argsort([row.agreement for row in facts])[:limit].tolist()  # NaN comes last
-    contact = np.random.default_rng(0).permutation(len(facts))[:CONTACT_SHEET]
-    contact = sorted(contact.tolist())
+    order = np.random.default_rng(0).permutation(len(facts))
+    contact = sorted(order[:CONTACT_SHEET].tolist())
     thumbnails = _pair_thumbnails(survey, [*worst, *contact])
     titles = {label: [getattr(row, name) for row in facts] for name, label in FACTS.items()}
     means = mean_masks(facts).items()

@@ -2,6 +2,7 @@
 
 import re
 import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -96,7 +97,7 @@ class ValueType:
 
 def parse_annotation(annotation: Any) -> ValueType:
     """Take an annotation apart: int, Literal[...], list[...], Annotated[..., Range(...)]."""
-    marks = ()
+    marks: Sequence[Any] = ()
     if get_origin(annotation) is Annotated:
         annotation, *marks = get_args(annotation)
     if get_origin(annotation) is list:
@@ -120,7 +121,7 @@ def plain_annotation(value: Any) -> Any:
     if not isinstance(value, list | tuple):
         return type(value)
     item = value[0] if value else ""
-    return list[type(item)]
+    return list[type(item)]  # type: ignore[misc]
 
 
 def parse(words: str | list[str], expected: ValueType) -> Any:

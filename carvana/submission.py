@@ -122,7 +122,7 @@ class Submission:
             self.writer.writerow(row)
             self.file.flush()
         except OSError as error:
-            remedy = REMEDIES.get(error.errno, "check the path")
+            remedy = REMEDIES.get(error.errno or 0, "check the path")
             raise WriteError(
                 f"{one_line(self.path)} cannot be written ({error_summary(error)}); {remedy}"
             ) from error
