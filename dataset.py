@@ -3,8 +3,6 @@
 import dataclasses
 import os
 import random
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from carvana import distributed
+from carvana import distributed, system
 from carvana.cache import open_cache
 from carvana.classes import SINGLE, Classes
 from carvana.device import choose_workers, find_device, fit_workers
@@ -267,6 +265,7 @@ def make_loader(
         sampler=sampler,
         num_workers=num_workers,
         worker_init_fn=leave_signals_alone,
+        multiprocessing_context=system.start_method() if num_workers else None,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH_FACTOR if num_workers else None,
@@ -297,20 +296,16 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[Any]:
         try:
             yield from self._start()
-        except (ConnectionError, EOFError) as error:  # it was just handing over a batch
-            if not self.num_workers:
+        except (OSError, EOFError) as error:
+            # It was just handing over a batch, or could not even start.
+            if not self.num_workers or not system.is_broken_pipe(error):
                 raise
             raise RuntimeError("a DataLoader worker exited unexpectedly") from error
 
     def _start(self) -> Iterator[Any]:
         """Return DataLoader's iterator, without the signal handler that the first one sets."""
-        main_thread = threading.current_thread() is threading.main_thread()
-        if not hasattr(signal, "SIGCHLD") or not main_thread:
+        with system.child_handler_kept():
             return super().__iter__()
-        handler = signal.getsignal(signal.SIGCHLD)
-        iterator = super().__iter__()
-        signal.signal(signal.SIGCHLD, handler)
-        return iterator
 
 
 def check_readable(*datasets: CarvanaDataset) -> None:

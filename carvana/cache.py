@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import zlib
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import PIL
 
+from carvana import system
 from carvana.errors import error_summary, one_line, warn
 from carvana.files import file_stamp, is_abandoned, random_token
 from carvana.images import READER_VERSION, Reading, read_all
@@ -43,7 +43,7 @@ class Cache:
         self.verified = np.zeros(len(pairs), bool)
 
     def __reduce__(self) -> tuple:  # to another process goes the file's name, not its contents
-        return Cache, (self.path, self.pairs, self.reading)
+        return _reopen, (self.path, self.pairs, self.reading)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         record = self.records[index]
@@ -61,9 +61,28 @@ class Cache:
             f"{self.path} is damaged at {name}, which is read from the photograph; the next run "
             "makes the file again"
         )
-        with suppress(OSError):
-            self.path.unlink()
+        _give_up(self.path)
         return self.reading.read_pair(self.pairs[index])
+
+
+def _reopen(path: Path, pairs: Sequence[Pair], reading: Reading) -> Cache | None:
+    """Return the cache in a process that starts; None if it has been given up meanwhile."""
+    with suppress(Exception):  # a damaged file can raise nearly anything
+        return Cache(path, pairs, reading)
+    return None
+
+
+def _give_up(path: Path) -> None:
+    """Remove a file, or where that cannot be, make it one that no later run opens.
+
+    Windows removes no file that is mapped into memory, but lets its first bytes be overwritten.
+    """
+    with suppress(OSError):
+        try:
+            path.unlink()
+        except PermissionError:
+            with open(path, "r+b") as file:
+                file.write(bytes(len(np.lib.format.MAGIC_PREFIX)))
 
 
 def open_cache(folder: str | Path, pairs: Sequence[Pair], reading: Reading) -> Cache | None:
@@ -124,10 +143,11 @@ def _make_cache(
     try:
         _make_room(path.parent, len(pairs) * _record_type(reading).itemsize)
         _write(temporary, pairs, reading)
-        os.replace(temporary, path)
+        cache = _put_in_place(temporary, path, pairs, reading)
         for outdated in earlier:
-            outdated.unlink(missing_ok=True)
-        return Cache(path, pairs, reading)
+            with suppress(OSError):  # another process may use it still
+                outdated.unlink()
+        return cache
     except OSError as error:
         warn(
             f"warning: no cache in {path.parent} ({error_summary(error)}); every epoch reads the "
@@ -137,6 +157,22 @@ def _make_cache(
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _put_in_place(temporary: Path, path: Path, pairs: Sequence[Pair], reading: Reading) -> Cache:
+    """Rename a file that has been written, and open it.
+
+    Raises:
+        OSError: it cannot be renamed, and no other process has written the same.
+    """
+    try:
+        system.replace(temporary, path)
+    except PermissionError:  # Windows replaces no file that another process has mapped
+        cache = _reopen(path, pairs, reading)
+        if cache is None:
+            raise
+        return cache
+    return Cache(path, pairs, reading)
 
 
 def _record_type(reading: Reading) -> np.dtype:

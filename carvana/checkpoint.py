@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy._core.multiarray import scalar
 from torch import nn
 
+from carvana import __version__, system
 from carvana.errors import UserError, error_summary, first_few, one_line
-from carvana.files import random_token, sync_folder
+from carvana.files import random_token
 from carvana.model_config import check_model_config, model_config
 from carvana.naming import AFFIX_CONSTANTS
 from carvana.options import option_words
@@ -77,8 +79,8 @@ PART_KEYS = {"of", "images", "loss", "seconds"}  # of what is done of an epoch
 MAX_EPOCHS = 10**6
 # What a NumPy number in a pickle, such as a score, is made by: harmless, unlike all others.
 NUMPY_SCALARS = [
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (scalar, "numpy.core.multiarray.scalar"),
+    (scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
     *(type(np.dtype(name)) for name in "?bhilqBHILQefd"),
     (codecs.encode, "_codecs.encode"),
@@ -112,6 +114,7 @@ def training_state(
     return {
         **state,
         **progress,
+        "version": __version__,
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "config": model_config(model),
@@ -138,8 +141,8 @@ def save_checkpoint(
             os.fsync(file.fileno())
         if "run" in state and path.exists() and run_of(path) != state["run"]:
             _keep_aside(path)
-        os.replace(temporary, path)
-        sync_folder(path.absolute().parent)
+        system.replace(temporary, path)
+        system.sync_folder(path.absolute().parent)
     except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into the latter
         temporary.unlink(missing_ok=True)
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
@@ -278,10 +281,8 @@ def _load(filename: str | Path, device: str | torch.device = "cpu") -> Any:
             damaged = archive.testzip()  # torch itself does not look at the checksums
             if damaged:
                 raise ValueError(f"the disk has damaged {damaged} in it")
-    with (
-        warnings.catch_warnings(action="ignore"),  # about what is odd in a file of others
-        torch.serialization.safe_globals(NUMPY_SCALARS),
-    ):
+    with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
+        warnings.simplefilter("ignore")  # about what is odd in a file of others
         return torch.load(filename, map_location=device, weights_only=True)
 
 

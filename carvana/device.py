@@ -4,7 +4,6 @@ import functools
 import math
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -12,20 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
+from carvana import system
 from carvana.distributed import FIRST
 from carvana.errors import UserError, plural, warn
 from carvana.model_config import model_classes, model_config
+from carvana.system import SHARED_MEMORY
 from carvana.threads import cores
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 AMPERE = (8, 0)  # the first compute capability that computes in bfloat16
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "amx_tile")  # of CPUs
-SHARED_MEMORY = "/dev/shm"
 SHARED_MEMORY_SHARE = 0.8  # of what is free: others use it too
 SECONDS_TO_COMPILE_FOR = 300  # of training ahead, from which torch.compile pays
 
@@ -144,11 +139,10 @@ def check_memory(
         batch: (images, height, width).
         first_channels: of the first level, per pixel of the image.
     """
+    available = system.total_memory()
     if device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf"):  # not on Windows
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:
+    if available is None:
         return
     needed = 16 * parameters + 8 * math.prod(batch) * first_channels
     if needed > available:
@@ -175,8 +169,8 @@ def choose_workers(device: torch.device, cached: bool) -> int:
 def fit_workers(workers: int, bytes_per_worker: int) -> int:
     """Return as many of a loader's workers as shared memory has room for, with a warning if fewer.
 
-    Workers hand over batches in /dev/shm, of which a container has 64 MB by default. Training and
-    validation can both have batches there, in each process of a machine.
+    Workers on Linux hand over batches in SHARED_MEMORY, of which a container has 64 MB by default.
+    Training and validation can both have batches there, in each process of a machine.
     """
     if not workers or not bytes_per_worker or not os.path.isdir(SHARED_MEMORY):
         return workers
@@ -225,7 +219,4 @@ def peak_memory(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return system.peak_memory()

@@ -61,6 +61,9 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             "checkpoint is good: --load-model true continues from it, torchrun --max-restarts 3 "
             "does so by itself"
         ) from error
+    # Older versions of gloo may hang if the last collective's tensor has just been dropped: its
+    # thread wants Python's lock, which the thread that ends the group holds.
+    dist.barrier()
     dist.destroy_process_group()
 
 

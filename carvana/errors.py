@@ -6,17 +6,20 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from carvana import system
 from carvana.streams import lenient_streams
 
 REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EFBIG: "free some space",
     errno.EDQUOT: "free some space",
-    errno.EACCES: "check its permissions",
-    errno.EPERM: "check its permissions",
+    errno.EACCES: system.DENIED,
+    errno.EPERM: system.DENIED,
     errno.EROFS: "choose a folder that can be written to",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+SHARED_MEMORY = system.SHARED_MEMORY or "shared memory"
+PAGING_FILE = "the paging file is too small for so many processes; lower NUM_WORKERS, or enlarge it"
 SMALLER = "lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES"
 TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "out of memory": f"the GPU's memory is too small for this; {SMALLER}",
@@ -25,9 +28,11 @@ TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "exited unexpectedly": "a process that reads the images was ended from outside, usually for "
     "want of memory; lower NUM_WORKERS or BATCH_SIZE",
     "killed by signal": "a process that reads the images was killed, for want of memory or of "
-    "/dev/shm; set NUM_WORKERS to 0 or lower BATCH_SIZE",
-    "shared memory": "/dev/shm is too small for the batches that are read ahead; set NUM_WORKERS "
-    "to 0 or lower BATCH_SIZE; docker run --shm-size 2g makes it larger",
+    f"{SHARED_MEMORY}; set NUM_WORKERS to 0 or lower BATCH_SIZE",
+    "shared memory": f"{SHARED_MEMORY} is too small for the batches that are read ahead; set "
+    "NUM_WORKERS to 0 or lower BATCH_SIZE; docker run --shm-size 2g makes it larger",
+    "WinError 1455": PAGING_FILE,  # each process that imports torch reserves gigabytes on Windows
+    "error code: <1455>": PAGING_FILE,
     "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than "
     "one image, or enlarge the images",
 }
@@ -88,6 +93,8 @@ def warn(message: str) -> None:
 def describe_os_error(error: OSError) -> str:
     """Return which file, what is wrong, and what to do about it."""
     remedy = REMEDIES.get(error.errno, "check the path")
+    if "WinError 1455" in str(error):
+        remedy = PAGING_FILE
     description = f"{error_summary(error)}; {remedy}"
     if error.filename is None:
         return description

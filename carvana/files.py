@@ -13,10 +13,12 @@ from typing import Any
 
 from PIL import Image
 
+from carvana import system
 from carvana.errors import REMEDIES, UserError, WriteError, error_summary, one_line
 
 ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".gif": "GIF"}
 PAIR_FILE = "one of the photographs or masks"  # in messages
+BLOCK = 1 << 20  # bytes that are read at a time
 ABANDONED_SECONDS = 600  # what is unfinished and has not grown for as long is nobody's
 
 
@@ -33,7 +35,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        os.replace(temporary, path)
+        system.replace(temporary, path)
     except OSError as error:
         kind = UserError if error.errno == errno.ENAMETOOLONG else WriteError
         remedy = REMEDIES.get(error.errno, "check the path")
@@ -73,14 +75,6 @@ def write_image(image: Image.Image, path: str | Path, **options: Any) -> None:
     Path(path).write_bytes(buffer.getbuffer())
 
 
-def sync_folder(folder: str | Path) -> None:
-    """Make a rename in a folder survive a loss of power, where the system offers it."""
-    with contextlib.suppress(OSError):  # Windows opens no folders
-        descriptor = os.open(folder, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
 def file_stamp(path: str | Path) -> tuple[str, int, int]:
     """Return what changes when a file does: name, length in bytes, modification time in ns."""
     path = Path(path)
@@ -88,7 +82,7 @@ def file_stamp(path: str | Path) -> tuple[str, int, int]:
     return path.name, status.st_size, status.st_mtime_ns
 
 
-def file_identity(path: str | Path) -> tuple[int, int] | None:
+def file_identity(path: str | Path) -> tuple[int, int | str] | None:
     """Return what all names of a file or folder have in common; None if there is no such file.
 
     Its names are other spellings of its path, links to it, and on some disks other cases.
@@ -97,7 +91,8 @@ def file_identity(path: str | Path) -> tuple[int, int] | None:
         status = os.stat(path)
     except OSError:  # among them links that lead nowhere, or in circles
         return None
-    return status.st_dev, status.st_ino
+    # Some network disks do not number their files.
+    return status.st_dev, status.st_ino or os.path.normcase(os.path.realpath(path))
 
 
 def same_file(path: str | Path, reference: str | Path) -> bool:
@@ -158,10 +153,16 @@ def identical_files(paths: Iterable[Path]) -> list[list[Path]]:
     by_content = {}
     for size, same_size in by_size.items():
         for path in same_size if len(same_size) > 1 else []:
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-            by_content.setdefault((size, digest), []).append(path)
+            by_content.setdefault((size, _digest(path)), []).append(path)
     return [same for same in by_content.values() if len(same) > 1]
+
+
+def _digest(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.digest()
 
 
 def same_files(folder: Path, reference: Path) -> bool:

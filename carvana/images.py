@@ -268,7 +268,7 @@ def _is_deep_color(image: Image.Image) -> bool:
     if image.format == "TIFF":
         return _tiff_bits(image)[:3] == (16, 16, 16)
     tiles = getattr(image, "tile", ())
-    return image.format == "PNG" and any(";16" in str(tile.args) for tile in tiles)
+    return image.format == "PNG" and any(";16" in str(tile[3]) for tile in tiles)
 
 
 def _deep_color(path: str | Path, image: Image.Image) -> np.ndarray:

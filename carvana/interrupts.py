@@ -9,11 +9,8 @@ import time
 from collections.abc import Collection
 from types import FrameType
 
-from carvana import distributed
+from carvana import distributed, system
 
-SIGNALS = [  # of Ctrl-C, of a launcher or the system, of a terminal that is closed
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
-]
 STOPPING = "\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once\n"
 WORKER_GRACE = 10  # seconds that a loader's worker goes on after SIGTERM
 
@@ -45,7 +42,7 @@ class Signals:
     def __enter__(self) -> "Signals":
         if threading.current_thread() is not threading.main_thread():
             return self
-        for number in SIGNALS:
+        for number in system.stop_signals():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self.previous[number] = signal.signal(number, self._receive)
         return self
@@ -117,13 +114,4 @@ def leave_signals_alone(_worker: int) -> None:
 
     Signals that are sent to all processes at once must not take away what that one still reads.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "setpgrp"):  # not on Windows
-        os.setpgrp()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _end_soon)
-
-
-def _end_soon(_number: int, _frame: FrameType | None) -> None:
-    """Have the system end this process in a while, by SIGALRM: nothing may wait for it forever."""
-    signal.alarm(WORKER_GRACE)
+    system.leave_signals_to_parent(WORKER_GRACE)

@@ -1,7 +1,6 @@
 """Locks on what a process writes, so that two of them do not share a file."""
 
 import contextlib
-import errno
 import os
 import socket
 import time
@@ -10,10 +9,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from carvana import system
 from carvana.errors import REMEDIES, UserError, error_summary, one_line
 from carvana.options import option_name
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # of some network disks
+NO_LOCKS = system.error_numbers("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK")  # of network disks
 
 
 @contextlib.contextmanager
@@ -47,7 +47,8 @@ def locked(output: str | Path, claim: str, advice: str) -> Iterator[None]:
         if lock.is_locked:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             with contextlib.suppress(OSError):  # a full disk; Windows, which locks the content too
-                path.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {since}\n")
+                note = f"process {os.getpid()} on {socket.gethostname()}, since {since}\n"
+                path.write_text(note, encoding="utf-8")
         yield
     finally:
         if lock.is_locked:
@@ -65,9 +66,10 @@ def lock_path(output: str | Path) -> Path:
 def _holder(path: Path) -> str:
     """Return who holds a lock, in words."""
     try:
-        return one_line(path.read_text().strip()) or "which has left no note"
-    except OSError:
-        return "which has left no note"
+        note = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:  # Windows locks the content too
+        note = ""
+    return one_line(note) or "which has left no note"
 
 
 @contextlib.contextmanager

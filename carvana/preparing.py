@@ -4,11 +4,13 @@ import contextlib
 import json
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from carvana import system
 from carvana.classes import Classes
 from carvana.errors import (
     UserError,
@@ -350,8 +352,8 @@ def _move_pairs(pairs: Sequence[PairNames], split: str, copies: Path, new: Path)
     for kind in KINDS:
         (new / f"{split}_{kind}").mkdir(parents=True)
     for image, mask in pairs:
-        (copies / "images" / image).rename(new / f"{split}_images" / image)
-        (copies / "masks" / mask).rename(new / f"{split}_masks" / mask)
+        system.replace(copies / "images" / image, new / f"{split}_images" / image)
+        system.replace(copies / "masks" / mask, new / f"{split}_masks" / mask)
 
 
 def _describe_splits(splits: dict[str, list[PairNames]], options: DataOptions) -> str:
@@ -412,7 +414,10 @@ def _replace_folders(out: Path, fill: Callable[[Path], str], force: bool) -> Non
         with locked(staging, claim, advice):
             description = _fill_and_place(staging, out, fill, force)
     except OSError as error:
-        raise UserError(f"{describe_os_error(error)}; {out} is as it was") from error
+        state = f"{out} is as it was"
+        if (staging / "old").exists():
+            state = f"the next run puts back what was moved to {one_line(staging / 'old')}"
+        raise UserError(f"{describe_os_error(error)}; {state}") from error
     print(description)
 
 
@@ -424,8 +429,19 @@ def _fill_and_place(staging: Path, out: Path, fill: Callable[[Path], str], force
         description = fill(staging)
         _put_in_place(staging, out, force)
         return description
+    except BaseException as error:
+        _release(error)
+        raise
     finally:
-        _remove(staging)
+        if not (staging / "old").exists():  # else the next run has something to put back
+            _remove(staging)
+
+
+def _release(error: BaseException | None) -> None:
+    """Close the archives that were open where errors came from: Windows removes no open file."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _refuse_other_data(out: Path, force: bool) -> None:
@@ -456,16 +472,16 @@ def _put_in_place(staging: Path, out: Path, force: bool) -> None:
     try:
         for name in FOLDERS:
             if (out / name).exists():
-                (out / name).rename(old / name)
+                system.move_folder(out / name, old / name)
         for name in new_names:
-            (new / name).rename(out / name)
+            system.move_folder(new / name, out / name)
     except BaseException:
         for name in new_names:
             if not (new / name).exists():
-                (out / name).rename(new / name)
+                system.move_folder(out / name, new / name)
         _undo(staging, out)
         raise
-    old.rename(staging / "replaced")  # from here on _undo would not put it back
+    system.move_folder(old, staging / "replaced")  # from here on _undo would not put it back
 
 
 def _undo(staging: Path, out: Path) -> None:
@@ -474,7 +490,7 @@ def _undo(staging: Path, out: Path) -> None:
     if old.exists():
         for folder in list(old.iterdir()):
             shutil.rmtree(out / folder.name, ignore_errors=True)
-            folder.rename(out / folder.name)
+            system.move_folder(folder, out / folder.name)
     _remove(staging)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+from carvana import system
 from carvana.annotations import is_json
 from carvana.errors import UserError, bullet_list, error_summary, one_line
 from carvana.images import IMAGE_TYPES, MASK_TYPES
@@ -180,8 +181,16 @@ def _unpack(path: Path, staging: Path) -> Path:
 def _extract_tar(path: Path, folder: Path) -> None:
     with tarfile.open(path) as archive:
         needed = sum(member.size for member in archive)
+        _check_names(archive.getnames(), path)
         _check_space(needed, folder, path)
         archive.extractall(folder, filter="data")  # nothing leads outside, no links to there
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    """Raise UserError if a file in an archive has a name that no file can have here."""
+    for name in names:
+        if not all(map(system.is_possible_name, PurePosixPath(name).parts)):
+            raise UserError(f"{one_line(path)}: Windows does not allow the name {one_line(name)}")
 
 
 def _extract_zip(path: Path, folder: Path) -> None:
@@ -235,7 +244,7 @@ def _checked_entries(
             fault = _find_excess(entry, inside, names if by_name else ())
         if fault:
             problems.append(f"{one_line(entry.filename)}: {fault}")
-        names.add(inside.name)
+        names.add(system.name_key(inside.name))
         entries.append(entry)
     unpacked_bytes = sum(entry.file_size for entry in entries)
     free_bytes = shutil.disk_usage(staging).free
@@ -272,6 +281,8 @@ def _find_danger(entry: zipfile.ZipInfo, inside: PurePosixPath) -> str:
     is_encrypted = entry.flag_bits & 1
     if is_encrypted:
         return "encrypted"
+    if not all(map(system.is_possible_name, inside.parts)):
+        return "a name that Windows does not allow"
     return ""
 
 
@@ -282,7 +293,7 @@ def _is_ignored(entry: zipfile.ZipInfo, inside: PurePosixPath) -> bool:
 
 def _find_excess(entry: zipfile.ZipInfo, inside: PurePosixPath, files: Container[str]) -> str:
     """Return why an entry is one too many or too large; "" if nothing is wrong."""
-    if inside.name in files:
+    if system.name_key(inside.name) in files:
         return "a second file of that name"
     is_picture = inside.suffix.lower() in IMAGE_TYPES + MASK_TYPES
     if is_picture and entry.file_size > MAX_PICTURE_BYTES:

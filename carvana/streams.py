@@ -69,6 +69,11 @@ def _occupy_standard_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
+def null_stream() -> TextIO:
+    """Return a stream that takes every text and keeps nothing. It stays open to the end."""
+    return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+
+
 @contextlib.contextmanager
 def lenient_streams() -> Iterator[None]:
     """Within the block, sys.stdout and sys.stderr drop what cannot be written.
@@ -76,8 +81,8 @@ def lenient_streams() -> Iterator[None]:
     A process that was started without them (python train.py >&-) gets the null device.
     """
     _occupy_standard_descriptors()
-    stdout = LenientStream(sys.stdout or open(os.devnull, "w"))  # noqa: SIM115 (open to the end)
-    stderr = LenientStream(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115
+    stdout = LenientStream(sys.stdout or null_stream())
+    stderr = LenientStream(sys.stderr or null_stream())
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
             yield

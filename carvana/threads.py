@@ -1,16 +1,18 @@
 """Threads and memory: using all cores without leaving anything behind."""
 
 import contextlib
-import ctypes
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 from tqdm import tqdm
+
+from carvana import system
 
 M_TRIM_THRESHOLD = -1  # parameters of mallopt(3)
 M_MMAP_MAX = -4
@@ -19,11 +21,7 @@ MAX_PENDING = 32  # results that wait to be taken, so that memory does not grow 
 
 def cores() -> int:
     """Return how many cores this process may use: its share of them under torchrun."""
-    if hasattr(os, "sched_getaffinity"):
-        available = len(os.sched_getaffinity(0))
-    else:
-        available = os.cpu_count()
-    return max(1, available // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, system.available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 @contextlib.contextmanager
@@ -38,8 +36,8 @@ def thread_pool(threads: int) -> Iterator[ThreadPoolExecutor]:
             threads, initializer=lambda: started.append(threading.get_native_id())
         ) as pool:
             yield pool
-    finally:  # a system without /proc does not fork
-        while any(os.path.exists(f"/proc/self/task/{thread}") for thread in started):
+    finally:
+        while any(map(system.is_running, started)):
             time.sleep(1e-4)
 
 
@@ -49,7 +47,7 @@ def map_in_threads(
     description: str,
     unit: str = " pairs",
     threads: int | None = None,
-) -> Iterator:
+) -> Generator[Any, None, None]:
     """Yield function(item) for each item, in order, on all cores, with a progress bar.
 
     Wrap it in contextlib.closing() to end its threads when the loop is left early.
@@ -76,7 +74,4 @@ def keep_freed_memory() -> None:
 
     This helps with arrays of megabytes on a CPU. With any other C library it does nothing.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    system.set_malloc_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1})

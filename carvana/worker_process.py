@@ -6,7 +6,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from carvana.errors import UserError
+from carvana.errors import UserError, error_summary
 
 
 class WorkerError(Exception):
@@ -28,7 +28,10 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, factory, args), daemon=daemon)
-        process.start()
+        try:
+            process.start()
+        except OSError as error:  # on Windows, also that it ended before it had read all
+            raise WorkerError(f"its process did not start ({error_summary(error)})") from None
         theirs.close()
         self._answer()
 

@@ -15,10 +15,30 @@ import bad_input
 import helpers
 import pytest
 
-from carvana import reports
+from carvana import reports, system
 
+# Tests whose worker knows itself by what it inherits as a copy.
+NEED_COPIES = {"test_worker_that_is_killed_leaves_a_checkpoint"}
+# Tests of signals that Windows does not have, and those that simulate it.
+NEED_UNIX = {
+    "test_interruption_by_a_signal_that_is_sent_twice_is_one",
+    "test_interruption_of_the_command_is_resumed_by_the_next",
+    "test_training_stops_in_order_when_its_terminal_is_closed",
+    "test_worker_ends_by_itself_a_while_after_sigterm",
+    "test_workers_leave_sigterm_to_the_training",
+}
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup has it ignored
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what cannot be where processes start anew, or on Windows; CONTRIBUTING.md says how."""
+    for item in items:
+        if system.start_method() != "fork" and item.originalname in NEED_COPIES:
+            item.add_marker(pytest.mark.skip(reason="needs processes that start as copies"))
+        if system.WINDOWS and (item.originalname in NEED_UNIX or item.path.stem == "test_system"):
+            item.add_marker(pytest.mark.skip(reason="needs Unix"))
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 from helpers import ROOT
@@ -13,6 +14,16 @@ ROOT_FILES = sorted(ROOT.glob("*.py"))
 PACKAGE_FILES = sorted((ROOT / "carvana").rglob("*.py"))
 PRODUCT_FILES = [*ROOT_FILES, *PACKAGE_FILES, *sorted((ROOT / "tools").glob("*.py"))]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+SYSTEM = ROOT / "carvana/system.py"
+SYSTEM_QUESTIONS = re.compile(  # that only SYSTEM asks
+    r"sys\.platform|\bos\.name\b|platform\.system|hasattr\((os|signal|sys),|/proc\b|/dev/shm"
+    r"|\bctypes\b|\bimport (resource|fcntl|msvcrt|winreg)\b|sched_[gs]etaffinity|os\.sysconf"
+    r"|os\.fork|setpgrp|SIG(HUP|CHLD|ALRM|KILL|BREAK)|os\.symlink|winerror"
+)
+ASCII_FILES = {  # what these read and write as text is ASCII on every system
+    *("carvana/history.py", "carvana/submission.py", "carvana/submission_settings.py"),
+    "evaluate.py",
+}
 
 
 def module_name(path: Path) -> str:
@@ -71,6 +82,37 @@ def test_scripts_do_not_import_each_other():
     for path in ROOT_FILES:
         others = SCRIPTS - {module_name(path)}
         assert not project_imports(path) & others, path
+
+
+def test_only_one_file_asks_for_the_system():
+    questions = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in PRODUCT_FILES
+        for match in SYSTEM_QUESTIONS.finditer(path.read_text(encoding="utf-8"))
+        if path != SYSTEM
+    ]
+    assert questions == []
+
+
+def is_text_without_encoding(call):
+    """Return whether a call opens, reads or writes a text file in the system's own encoding."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    keywords = {keyword.arg for keyword in call.keywords}
+    if name in ("read_text", "write_text"):
+        return "encoding" not in keywords
+    if name != "open" or not isinstance(call.func, ast.Name):
+        return False
+    mode = call.args[1].value if len(call.args) > 1 else "r"
+    is_null_device = ast.unparse(call.args[0]) == "os.devnull"
+    return "b" not in mode and "encoding" not in keywords and not is_null_device
+
+
+def test_text_files_are_opened_with_their_encoding():
+    """That of Windows is not UTF-8."""
+    without = {
+        where.split(":")[0] for where, call in nodes(ast.Call) if is_text_without_encoding(call)
+    }
+    assert without <= ASCII_FILES
 
 
 def test_root_has_few_files():

@@ -32,6 +32,7 @@ from carvana.device import find_device
 from carvana.errors import UserError, user_errors
 from carvana.files import replacing
 from carvana.pairs import check_folders, find_pairs
+from carvana.system import link_or_copy, processor_name
 from carvana.worker_process import WorkerProcess
 from tools.growth import Growth, start_growth
 from tools.recipes import OurRecipe, PlainInference, PlainRecipe, start_recipe, timed
@@ -207,7 +208,7 @@ def run_inference(args: argparse.Namespace, count: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         os.mkdir(f"{folder}/photographs")
         for i in range(count):
-            os.symlink(paths[i % len(paths)], f"{folder}/photographs/{i:06d}.jpg")
+            link_or_copy(paths[i % len(paths)], f"{folder}/photographs/{i:06d}.jpg")
         command = [sys.executable, INFERENCE, "--no-overlay", "--img", f"{folder}/photographs"]
         command += ["--out", f"{folder}/out", "--model", args.model, "--device", args.device]
         return timed(lambda: _run(command))
@@ -243,11 +244,7 @@ def measure_growth(args: argparse.Namespace, report: dict[str, Any]) -> None:
 
 def describe_machine(device: torch.device) -> str:
     """Return processor, GPU, cores and versions in one line."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):  # Linux
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line for line in lines if line.startswith("model name"))
-        name = model.split(":")[1].strip()
+    name = processor_name()
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name(device)}, {name}"
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
@@ -279,7 +276,7 @@ def main() -> None:
         measure_growth(args, report)
     if args.json:
         with replacing(args.json) as temporary:
-            temporary.write_text(json.dumps(report, indent=1))
+            temporary.write_text(json.dumps(report, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """How time and memory grow with the number of images."""
 
 import argparse
-import contextlib
-import os
 import sys
 import tempfile
 import threading
@@ -14,6 +12,8 @@ import torch
 from carvana.device import find_device
 from carvana.pairs import find_pairs
 from carvana.sampling import EpochSampler
+from carvana.streams import null_stream
+from carvana.system import link_or_copy, private_memory
 from carvana.threads import keep_freed_memory
 from dataset import CarvanaDataset, make_loader, train_transform
 from model import UNET
@@ -26,7 +26,7 @@ POLL_SECONDS = 0.02
 def start_growth(growth: type, args: argparse.Namespace) -> Any:
     """Return a Growth, in a process of its own that prints nothing."""
     keep_freed_memory()
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end of the process)
+    sys.stdout = null_stream()
     return growth(args)
 
 
@@ -68,7 +68,7 @@ class Growth:
             (folder / kind).mkdir()
             for i in range(count):
                 path = pairs[i % len(pairs)][column].resolve()
-                os.symlink(path, folder / kind / f"{i // len(pairs):04d}_{path.name}")
+                link_or_copy(path, folder / kind / f"{i // len(pairs):04d}_{path.name}")
 
     def _decode(self, folder: Path) -> None:
         self.dataset = CarvanaDataset(
@@ -82,15 +82,3 @@ class Growth:
     def _watch_memory(self) -> None:
         while not self.ended.wait(POLL_SECONDS):
             self.highest = max(self.highest, private_memory())
-
-
-def private_memory() -> int:
-    """Return the bytes that belong to this process alone; 0 where there is no /proc.
-
-    What is mapped from the cache is the system's to take back.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
-    return 0

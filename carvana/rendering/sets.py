@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from carvana import system
 from carvana.classes import Classes
 from carvana.errors import UserError, error_summary
 from carvana.files import is_abandoned, random_token, write_image
@@ -70,7 +70,7 @@ def render_set(out: str | Path, **options: int | bool | tuple[int, int]) -> None
     jobs = _plan(SetOptions(**options), staging)
     try:
         _render_all(jobs)
-        staging.rename(out)
+        system.move_folder(staging, out)
     except (OSError, BrokenExecutor) as error:
         if _is_complete(out, staging, jobs):  # another process was faster
             return
@@ -120,12 +120,10 @@ def _render_all(jobs: list[Job]) -> None:
     """Render on all cores, a process each, with a progress bar."""
     for folder in {path.parent for job in jobs for path in (job.photograph, job.mask)}:
         folder.mkdir(parents=True)
-    start_method = "fork" if sys.platform == "linux" else "spawn"  # spawn imports the caller anew
-    pool = ProcessPoolExecutor(
-        mp_context=multiprocessing.get_context(start_method), initializer=_start_worker
-    )
-    with pool:
-        results = pool.map(_render_pair, jobs, chunksize=4)
+    context = multiprocessing.get_context(system.start_method())
+    with ProcessPoolExecutor(mp_context=context, initializer=_start_worker) as pool:
+        with system.without_main_module():  # train.py, which imports torch
+            results = pool.map(_render_pair, jobs, chunksize=4)
         for _ in tqdm(results, total=len(jobs), desc="rendering", unit=" images"):
             pass
 
