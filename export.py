@@ -4,23 +4,26 @@ python export.py                      all formats of the weights that come with 
                                       exports/, with a README.md
 python export.py --model best_checkpoint.pth.tar   of your own
 python export.py --formats onnx int8  some of them
+python export.py --formats onnx --opset 20   for a program that asks for this version of ONNX
 
 weights      unet_weights.pth.tar     weights and constants without the optimizer, for this project
 pth          unet_model.pth           the whole model; torch.load runs code in such a file: use it
                                       for your own files only
 torchscript  unet_model_torchjit.pth  needs torch, but not this project; torch deprecates it
 onnx         unet_model_onnx.onnx     needs ONNX Runtime, no torch
+fp16         unet_model_fp16.onnx     weights in 16 bits: half the size; float32 in and out
 int8         unet_model_int8.onnx     the same in 8 bits: a quarter of the size, and faster
 pt2          unet_model.pt2           torch.export, which replaces TorchScript
 """
 
 import argparse
+from importlib.metadata import version
 from pathlib import Path
 
 import config
 from carvana import options
 from carvana.errors import UserError, user_errors
-from carvana.export_formats import FORMATS, missing_modules
+from carvana.export_formats import FORMATS, OPSET, OPSETS, beyond_torch, missing_modules
 from carvana.files import check_not_inputs
 from carvana.naming import AFFIX_CONSTANTS, Naming
 from carvana.opening import set_max_megapixels
@@ -32,6 +35,24 @@ def parse_args() -> argparse.Namespace:
     """Return the options, checked, with `naming` among them."""
     parser = options.make_parser(__doc__)
     options.add_model_option(parser, "checkpoint")
+    _add_format_options(parser)
+    _add_photograph_options(parser)
+    options.add_constants(
+        parser, options.read_constants(config), [*AFFIX_CONSTANTS, "MAX_MEGAPIXELS"]
+    )
+    args = parser.parse_args()
+    constants = options.resolve(config, args)
+    set_max_megapixels(constants.MAX_MEGAPIXELS)
+    args.naming = Naming.from_constants(vars(constants))
+    if bool(args.images) != bool(args.masks):
+        raise UserError("--images and --masks go together; give both, or neither")
+    args.formats = choose_formats(args.formats)
+    check_opset(args)
+    check_files(args)
+    return args
+
+
+def _add_format_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="DIR", default="exports", help="where the files go; default %(default)s"
     )
@@ -39,10 +60,20 @@ def parse_args() -> argparse.Namespace:
         "--formats",
         nargs="+",
         choices=FORMATS,
-        default=list(FORMATS),
         metavar="FORMAT",
         help=f"some of {' '.join(FORMATS)}; default: all",
     )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        metavar="N",
+        default=OPSET,
+        help=f"version of ONNX's operators, {min(OPSETS)} to {max(OPSETS)}; default %(default)s, "
+        f"which ONNX Runtime {OPSETS[OPSET]} and later load",
+    )
+
+
+def _add_photograph_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         metavar="DIR",
@@ -62,17 +93,41 @@ def parse_args() -> argparse.Namespace:
         default=config.TRAIN_MASK_DIR,
         help="their masks; default %(default)s",
     )
-    options.add_constants(
-        parser, options.read_constants(config), [*AFFIX_CONSTANTS, "MAX_MEGAPIXELS"]
-    )
-    args = parser.parse_args()
-    constants = options.resolve(config, args)
-    set_max_megapixels(constants.MAX_MEGAPIXELS)
-    args.naming = Naming.from_constants(vars(constants))
-    if bool(args.images) != bool(args.masks):
-        raise UserError("--images and --masks go together; give both, or neither")
-    check_files(args)
-    return args
+
+
+def choose_formats(chosen: list[str] | None) -> list[str]:
+    """Return the formats to write; by default all that the installed torch can.
+
+    Raises:
+        UserError: a chosen one needs a newer torch.
+    """
+    formats = chosen or list(FORMATS)
+    beyond = beyond_torch(formats)
+    if not beyond:
+        return formats
+    rest = [name for name in FORMATS if name not in beyond_torch(FORMATS)]
+    installed = version("torch")
+    needs = {name: "{}.{}".format(*FORMATS[name].torch) for name in beyond}
+    if chosen:
+        described = ", ".join(f"format {name} needs torch {needs[name]}" for name in beyond)
+        raise UserError(
+            f"{described} or later; this is {installed}: pip install -U torch, or "
+            f"--formats {' '.join(rest)}"
+        )
+    described = ", ".join(f"{name} needs torch {needs[name]}" for name in beyond)
+    print(f"left out: {described} or later; this is {installed}")
+    return rest
+
+
+def check_opset(args: argparse.Namespace) -> None:
+    """Raise UserError if there is no such opset, or nothing to use it for."""
+    if args.opset not in OPSETS:
+        raise UserError(
+            f"--opset is {args.opset}, expected {min(OPSETS)} to {max(OPSETS)}; leave it out for "
+            f"{OPSET}, which ONNX Runtime {OPSETS[OPSET]} and later load"
+        )
+    if args.opset != OPSET and not any(FORMATS[name].is_onnx for name in args.formats):
+        raise UserError("--opset is for onnx, fp16 and int8; add one to --formats, or leave it out")
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -84,8 +139,9 @@ def check_files(args: argparse.Namespace) -> None:
     missing = missing_modules(args.formats)
     if missing:
         verb = "is" if len(missing) == 1 else "are"
+        names = [name for name in args.formats if FORMATS[name].modules]
         raise UserError(
-            f"{' and '.join(missing)} {verb} not installed, which onnx and int8 need; "
+            f"{' and '.join(missing)} {verb} not installed, for {' '.join(names)}; "
             f"pip install {' '.join(missing)}, or leave them out of --formats"
         )
     check_folders(*named_folders(args), naming=args.naming)
@@ -118,7 +174,7 @@ def main() -> None:
     from carvana import exporting
 
     export_options = exporting.ExportOptions(
-        args.model, args.out, args.formats, scored, calibration, args.naming
+        args.model, args.out, args.formats, scored, calibration, args.naming, args.opset
     )
     model = utils.load_model(args.model, "cpu")
     exporting.export(model, export_options)

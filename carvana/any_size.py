@@ -15,13 +15,15 @@ class AnySize(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of images (B, C, H, W)."""
         height, width = x.shape[2:]
-        multiple = self.model.multiple
+        multiple: int = self.model.multiple  # type: ignore[assignment]
         right = (multiple - width % multiple) % multiple
         bottom = (multiple - height % multiple) % multiple
-        x = F.pad(x, (0, right, 0, bottom), mode="replicate")
+        x = F.pad(x, [0, right, 0, bottom], mode="replicate")
         return self.model(x)[:, :, :height, :width]
 
 
 def example_input(model: nn.Module) -> torch.Tensor:
     """Return images of a size that needs padding."""
-    return torch.rand(2, model.in_channels, model.multiple + 3, model.multiple + 5)
+    multiple: int = model.multiple  # type: ignore[assignment]
+    size = (2, model.in_channels, multiple + 3, multiple + 5)
+    return torch.rand(size)  # type: ignore[arg-type]

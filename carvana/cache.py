@@ -178,7 +178,7 @@ def _put_in_place(temporary: Path, path: Path, pairs: Sequence[Pair], reading: R
 def _record_type(reading: Reading) -> np.dtype:
     return np.dtype(
         [
-            ("image", "u1", (*reading.size, reading.channels)),
+            ("image", "u1", (*reading.size, reading.channels)),  # type: ignore[misc]
             ("mask", "u1", reading.size),
             ("checksum", "<u4"),
         ]
@@ -187,7 +187,7 @@ def _record_type(reading: Reading) -> np.dtype:
 
 def _checksum(image: np.ndarray, mask: np.ndarray) -> int:
     """Return a checksum that is not 0 for zeros, as which a file's lost blocks are read."""
-    return zlib.crc32(mask, zlib.crc32(image)) ^ 1
+    return zlib.crc32(mask.data, zlib.crc32(image.data)) ^ 1
 
 
 def _digest(content: object) -> str:

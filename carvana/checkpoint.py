@@ -78,7 +78,7 @@ UNREADABLE = {  # a phrase in torch's message -> what it means
 PART_KEYS = {"of", "images", "loss", "seconds"}  # of what is done of an epoch
 MAX_EPOCHS = 10**6
 # What a NumPy number in a pickle, such as a score, is made by: harmless, unlike all others.
-NUMPY_SCALARS = [
+NUMPY_SCALARS: list[Any] = [
     (scalar, "numpy.core.multiarray.scalar"),
     (scalar, "numpy._core.multiarray.scalar"),
     np.dtype,
@@ -198,7 +198,7 @@ def weights_are_finite(*models: nn.Module | None) -> bool:
     for model in models:
         tensors = model.state_dict().values() if model is not None else ()
         finite += [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
-    return torch.stack(finite).all().item()
+    return bool(torch.stack(finite).all())
 
 
 def run_of(path: str | Path) -> str | None:
@@ -399,8 +399,9 @@ def load_network(
         raise UserError(
             f"{name} holds no weights of a UNET ({error_summary(error)}); name another"
         ) from error
-    model.config = _network_config(state, shape, name)
-    return model.float().to(device, memory_format=torch.channels_last).eval()
+    model.config = _network_config(state, shape, name)  # type: ignore[assignment]
+    model = model.float().to(device)
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
 def _network_config(

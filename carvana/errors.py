@@ -90,9 +90,14 @@ def warn(message: str) -> None:
     print(message, file=sys.stderr)
 
 
+def remedy_of(error: OSError) -> str:
+    """Return what to do about a refusal by the system."""
+    return REMEDIES.get(error.errno or 0, "check the path")
+
+
 def describe_os_error(error: OSError) -> str:
     """Return which file, what is wrong, and what to do about it."""
-    remedy = REMEDIES.get(error.errno, "check the path")
+    remedy = remedy_of(error)
     if "WinError 1455" in str(error):
         remedy = PAGING_FILE
     description = f"{error_summary(error)}; {remedy}"

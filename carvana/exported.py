@@ -102,7 +102,8 @@ def load_exported(
         UserError: the file is not one of export.py's.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # of torch, about what is deprecated in it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of torch, about what is deprecated in it
             return _load(Path(path), device, network_classes)
     except UserError:
         raise
@@ -187,7 +188,7 @@ def _load_whole_model(
 
 def _collect_weights(network: nn.Module) -> dict[str, torch.Tensor]:
     """Return a pickled network's weights by name, without calling anything of it."""
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     layers = [("", network)]
     for _ in range(MAX_LAYERS):
         if not layers:

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from carvana import system
-from carvana.errors import REMEDIES, UserError, WriteError, error_summary, one_line
+from carvana.errors import UserError, WriteError, error_summary, one_line, remedy_of
 
 ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".gif": "GIF"}
 PAIR_FILE = "one of the photographs or masks"  # in messages
@@ -38,7 +38,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         system.replace(temporary, path)
     except OSError as error:
         kind = UserError if error.errno == errno.ENAMETOOLONG else WriteError
-        remedy = REMEDIES.get(error.errno, "check the path")
+        remedy = remedy_of(error)
         raise kind(
             f"{one_line(path)} cannot be written ({error_summary(error)}); {remedy}"
         ) from error
@@ -128,14 +128,16 @@ def check_not_inputs(
         inputs: {what they are: paths}, such as {"the model": ["best_checkpoint.pth.tar"]}.
         advice: what to do instead.
     """
-    kinds = {}
+    kinds: dict[object, str] = {}
     for kind, paths in inputs.items():
         kinds |= dict.fromkeys(map(file_identity, paths), kind)
     kinds.pop(None, None)  # of those that are not there
     for path in outputs:
-        kind = kinds.get(file_identity(path))
-        if kind:
-            raise UserError(f"{one_line(path)} is {kind}, and would be overwritten; {advice}")
+        identity = file_identity(path)
+        if identity in kinds:
+            raise UserError(
+                f"{one_line(path)} is {kinds[identity]}, and would be overwritten; {advice}"
+            )
 
 
 def visible_files(folder: Path) -> dict[str, Path]:
@@ -147,10 +149,10 @@ def visible_files(folder: Path) -> dict[str, Path]:
 
 def identical_files(paths: Iterable[Path]) -> list[list[Path]]:
     """Return the sets of files that have the same content, in order."""
-    by_size = {}
+    by_size: dict[int, list[Path]] = {}
     for path in paths:
         by_size.setdefault(path.stat().st_size, []).append(path)
-    by_content = {}
+    by_content: dict[tuple[int, bytes], list[Path]] = {}
     for size, same_size in by_size.items():
         for path in same_size if len(same_size) > 1 else []:
             by_content.setdefault((size, _digest(path)), []).append(path)

@@ -5,7 +5,7 @@ import functools
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,7 +100,7 @@ class Reading(NamedTuple):
 
 def read_all(
     pairs: Sequence[tuple[Path, Path]], description: str, reading: Reading
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
     """Yield read_pair of each pair, with a progress bar.
 
     Raises:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Collection
 from types import FrameType
+from typing import Any
 
 from carvana import distributed, system
 
@@ -37,7 +38,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
-        self.previous = {}
+        self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is not threading.main_thread():

@@ -28,7 +28,7 @@ def add_epoch(
         scores: what check_accuracy returned after this epoch.
         height: of the images, in pixels.
     """
-    frames = {}
+    frames: dict[int, Image.Image] = {}
     if epoch > 1:
         frames = {number: frame for number, frame in _read(path).items() if number < epoch}
     frames[epoch] = _in_shared_palette(Image.fromarray(_frame(dataset, scores, epoch, height)))
@@ -71,7 +71,7 @@ def _in_shared_palette(picture: Image.Image) -> Image.Image:
 
 def _read(path: str | Path) -> dict[int, Image.Image]:
     """Return {epoch: frame} of an earlier file, as far as there is one and it can be read."""
-    frames = {}
+    frames: dict[int, Image.Image] = {}
     with contextlib.suppress(Exception), Image.open(path, formats=["GIF"]) as image:
         for number in image.info["comment"].split():
             image.seek(len(frames))

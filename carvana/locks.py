@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from carvana import system
-from carvana.errors import REMEDIES, UserError, error_summary, one_line
+from carvana.errors import UserError, error_summary, one_line, remedy_of
 from carvana.options import option_name
 
 NO_LOCKS = system.error_numbers("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK")  # of network disks
@@ -94,7 +94,7 @@ def output_locks(outputs: Mapping[str, str | Path]) -> Iterator[None]:
             try:
                 stack.enter_context(locked(target, claim, advice))
             except OSError as error:
-                remedy = REMEDIES.get(error.errno, "check the path")
+                remedy = remedy_of(error)
                 raise UserError(
                     f"{option_name(constant)}: nothing can be written to the folder of "
                     f"{one_line(output)} ({error_summary(error)}); {remedy}, or name another"

@@ -1,4 +1,4 @@
-"""ONNX files in float32, and in 8 bits by ONNX Runtime's static quantization."""
+"""ONNX files in float32, in 16 bits, and in 8 by ONNX Runtime's static quantization."""
 
 import json
 import tempfile
@@ -16,6 +16,8 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from onnxruntime.quantization.onnx_model import ONNXModel
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
 from carvana.any_size import AnySize, example_input
@@ -46,8 +48,8 @@ class CalibrationImages(CalibrationDataReader):
         return next(self.inputs, None)
 
 
-def write_onnx(path: Path, model: nn.Module, facts: Facts) -> None:
-    """Write a model as ONNX, with its constants as metadata."""
+def write_onnx(path: Path, model: nn.Module, facts: Facts, opset: int = OPSET) -> None:
+    """Write a model as ONNX of a version of operators, with its constants as metadata."""
     shapes = {"x": dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)}
     torch.onnx.export(
         AnySize(model).eval(),
@@ -58,14 +60,26 @@ def write_onnx(path: Path, model: nn.Module, facts: Facts) -> None:
         dynamic_shapes=shapes,
         dynamo=True,
         external_data=False,
-        opset_version=OPSET,
+        opset_version=opset,
         verbose=False,
     )
-    _add_metadata(path, facts)
+    _complete(path, facts, opset)
 
 
-def _add_metadata(path: Path, facts: Facts) -> None:
+def write_fp16(path: Path, model: nn.Module, facts: Facts, opset: int = OPSET) -> None:
+    """Write a model as ONNX whose weights are float16, and whose images and logits float32."""
+    write_onnx(path, model, facts, opset)
+    half = ONNXModel(convert_float_to_float16(onnx.load(path), keep_io_types=True))
+    half.topological_sort()  # the converter appends the first operator to the others
+    onnx.save(half.model, path)
+
+
+def _complete(path: Path, facts: Facts, opset: int) -> None:
+    """Add the constants to a file, and let every ONNX Runtime load it that knows its operators."""
     model = onnx.load(path)
+    # Exporters write the latest, which older ONNX Runtimes refuse whatever is in the file.
+    model.ir_version = onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)])
+    _remove_traces(model.graph)
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in facts.items()})
     for value in (*model.graph.input, *model.graph.output):
         for axis, meaning in ((0, "batch"), (2, "height"), (3, "width")):
@@ -73,8 +87,18 @@ def _add_metadata(path: Path, facts: Facts) -> None:
     onnx.save(model, path)
 
 
+def _remove_traces(graph: onnx.GraphProto) -> None:
+    """Remove where in the source code each operator is from, which old versions do not know."""
+    for item in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        del item.metadata_props[:]
+
+
 def write_int8(
-    path: Path, model: nn.Module, facts: Facts, calibration: Sequence[LabeledImage]
+    path: Path,
+    model: nn.Module,
+    facts: Facts,
+    calibration: Sequence[LabeledImage],
+    opset: int = OPSET,
 ) -> str:
     """Write a model as ONNX in 8 bits per channel; return which layers stayed in float.
 
@@ -85,25 +109,26 @@ def write_int8(
     """
     images = [image for image, _ in calibration[:CALIBRATION_IMAGES]]
     choice = calibration[CALIBRATION_IMAGES:]
+    unshuffle: int = model.unshuffle  # type: ignore[assignment]
     with tempfile.TemporaryDirectory() as folder:
         plain = Path(folder, "float.onnx")
-        write_onnx(plain, model, facts)
+        write_onnx(plain, model, facts, opset)
         run = _session(plain)
         expected = _class_logits(run, images)
         reference = _mean_dice(run, choice, facts)
-        best = None
+        attempts: list[Attempt] = []
         for description, excluded in _choices(plain).items():
             quantized = _quantize(plain, path, images, excluded)
             shift = _shift_near_outline(expected, _class_logits(quantized, images))
-            shifted = _with_bias(plain, shift.repeat(model.unshuffle**2))
+            shifted = _with_bias(plain, shift.repeat(unshuffle**2))
             quantized = _quantize(shifted, path, images, excluded)
             loss = reference - _mean_dice(quantized, choice, facts)
-            if best is None or loss < best.loss:
-                best = Attempt(loss, description, path.read_bytes())
+            attempts.append(Attempt(loss, description, path.read_bytes()))
             if loss <= TARGET_LOSS:
                 break
+    best = min(attempts, key=lambda attempt: attempt.loss)
     path.write_bytes(best.content)
-    _add_metadata(path, facts)
+    _complete(path, facts, opset)
     return (
         f"In int8 {best.description} stayed in float: on {len(choice)} images to choose by, Dice "
         f"is {best.loss:+.5f} lower then."

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from carvana import system
 from carvana.classes import Classes
@@ -101,7 +102,7 @@ def check(out: Path, options: DataOptions) -> None:
         UserError: with everything that is wrong.
     """
     problems = []
-    groups_by_split = {}
+    groups_by_split: dict[str, set[str]] = {}
     for split in reversed(SPLITS):  # the masks to train on say what values mean
         if split == "test" and not visible_files(out / "test_images"):
             continue
@@ -368,7 +369,7 @@ def _describe_splits(splits: dict[str, list[PairNames]], options: DataOptions) -
 
 def _describe_settings(options: DataOptions, classes: Sequence[str]) -> list[str]:
     """Return what to set for training on names and classes that are not Carvana's, in lines."""
-    settings = options.naming.differing(NAMING)
+    settings: dict[str, Any] = {**options.naming.differing(NAMING)}
     if len(classes) > 1:
         settings["CLASSES"] = list(classes)
     if options.classes.single and options.classes.values:

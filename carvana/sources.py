@@ -233,7 +233,7 @@ def _checked_entries(
         UserError: listing what is wrong, see zip_files.
     """
     entries = []
-    names = set()
+    names: set[str] = set()
     problems = []
     for entry in archive.infolist():
         inside = _path_inside(entry)

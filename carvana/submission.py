@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from carvana import distributed
-from carvana.errors import REMEDIES, UserError, WriteError, error_summary, one_line, plural
+from carvana.errors import UserError, WriteError, error_summary, one_line, plural, remedy_of
 from carvana.files import replacing
 from carvana.locks import locked
 from carvana.submission_settings import settings_file, settings_of
@@ -122,7 +122,7 @@ class Submission:
             self.writer.writerow(row)
             self.file.flush()
         except OSError as error:
-            remedy = REMEDIES.get(error.errno or 0, "check the path")
+            remedy = remedy_of(error)
             raise WriteError(
                 f"{one_line(self.path)} cannot be written ({error_summary(error)}); {remedy}"
             ) from error

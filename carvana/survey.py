@@ -155,7 +155,7 @@ def find_duplicates(facts: list[PairFacts]) -> tuple[list[list[str]], list[tuple
 
     Of equal files, only the first is compared with others.
     """
-    groups = {}
+    groups: dict[bytes, list[PairFacts]] = {}
     for row in facts:
         groups.setdefault(row.digest, []).append(row)
     same_bytes = [[row.name for row in group] for group in groups.values() if len(group) > 1]
@@ -173,7 +173,8 @@ def _find_look_alikes(facts: list[PairFacts]) -> list[tuple[str, str]]:
     for i, end in enumerate(ends):
         differences = abs(thumbprints[i + 1 : end] - thumbprints[i]).mean(1)
         for j in np.flatnonzero(differences <= ALIKE):
-            look_alikes.append(tuple(sorted((facts[i].name, facts[i + 1 + j].name))))
+            first, second = sorted((facts[i].name, facts[i + 1 + j].name))
+            look_alikes.append((first, second))
     return look_alikes
 
 
@@ -200,7 +201,7 @@ def find_oddities(facts: list[PairFacts]) -> list[tuple[str, str]]:
 
 def mean_masks(facts: list[PairFacts]) -> dict[str, np.ndarray]:
     """Return {angle: mean mask uint8 MEAN_MASK_SIZE}, by Carvana's angles; else {"all": ...}."""
-    masks_by_angle = {}
+    masks_by_angle: dict[str, list[np.ndarray]] = {}
     for row in facts:
         masks_by_angle.setdefault(angle_of(row.name), []).append(row.small_mask)
     means = {}

@@ -116,8 +116,9 @@ def count_levels(config: Mapping[str, Any]) -> int:
         Refused: FEATURES is no list of channels.
     """
     features = config.get("FEATURES")
-    is_list = isinstance(features, list) and 1 <= len(features) <= MAX_LEVELS
-    if not is_list or not all(type(item) is int and 1 <= item <= MAX_WIDTH for item in features):
+    if not isinstance(features, list) or not 1 <= len(features) <= MAX_LEVELS:
+        raise Refused(f"FEATURES is {quoted(features)}")
+    if not all(type(item) is int and 1 <= item <= MAX_WIDTH for item in features):
         raise Refused(f"FEATURES is {quoted(features)}")
     return len(features)
 

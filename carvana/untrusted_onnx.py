@@ -7,11 +7,13 @@ from collections import Counter
 from typing import Any
 
 import onnx
+from onnx import TensorProto
 
 from carvana.untrusted import Limits, Refused, check_operators, quoted
 
 OPERATORS: Limits = {
     "Add": (0, 4),
+    "Cast": (0, 2),
     "Concat": (1, 5),
     "Conv": (4, 3),
     "ConvTranspose": (1, 0),
@@ -28,11 +30,17 @@ OPERATORS: Limits = {
     "Shape": (0, 8),
     "Slice": (0, 4),
     "Squeeze": (0, 2),
+    "Sub": (0, 2),
     "Transpose": (0, 1),
 }
+NEVER_WRITTEN = "which no file of export.py does"
 LARGEST_ATTRIBUTE = 16  # of strides, pads, axes
 LARGEST_INTEGER = 2**20  # in the tables of sizes that a graph computes with
 STRINGS = {b"NOTSET", b"edge", b"CRD"}
+CAST_TYPES = {TensorProto.FLOAT, TensorProto.FLOAT16}
+TENSOR_TYPES = CAST_TYPES | {
+    *(TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64)
+}
 # Fields of a model and of its graph that may be filled.
 MODEL_FIELDS = {
     "ir_version",
@@ -75,6 +83,8 @@ def check_onnx(model: onnx.ModelProto, levels: int) -> bytes:
         del node.metadata_props[:]
         for attribute in node.attribute:
             _check_attribute(attribute)
+            if node.op_type == "Cast" and attribute.i not in CAST_TYPES:
+                raise Refused(f"it casts to {_type_name(attribute.i)}, {NEVER_WRITTEN}")
     for tensor in graph.initializer:
         _check_tensor(tensor)
     names = [value.name for value in (*graph.input, *graph.output)]
@@ -87,7 +97,7 @@ def _check_fields(message: Any, allowed: set[str], name: str) -> None:
     """Raise Refused if anything but the allowed fields of a message is filled."""
     foreign = [field.name for field, _ in message.ListFields() if field.name not in allowed]
     if foreign:
-        raise Refused(f"its {name} holds {foreign[0]}, which no file of export.py does")
+        raise Refused(f"its {name} holds {foreign[0]}, {NEVER_WRITTEN}")
 
 
 def _check_attribute(attribute: onnx.AttributeProto) -> None:
@@ -95,18 +105,26 @@ def _check_attribute(attribute: onnx.AttributeProto) -> None:
     kinds = onnx.AttributeProto
     if attribute.type not in (kinds.INT, kinds.INTS, kinds.STRING):
         kind = kinds.AttributeType.Name(attribute.type).lower()
-        raise Refused(f"an operator of it holds a {kind}, which no file of export.py does")
+        raise Refused(f"an operator of it holds a {kind}, {NEVER_WRITTEN}")
     numbers = [attribute.i, *attribute.ints]
     if max(map(abs, numbers)) > LARGEST_ATTRIBUTE or attribute.s not in (b"", *STRINGS):
         value = attribute.s or numbers
         raise Refused(f"an operator of it has {quoted(attribute.name)} {quoted(value)}")
 
 
-def _check_tensor(tensor: onnx.TensorProto) -> None:
+def _type_name(number: int) -> str:
+    """Return the name of a type of numbers, for a message."""
+    known = number in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(number).lower() if known else f"type {number}"
+
+
+def _check_tensor(tensor: TensorProto) -> None:
     """Raise Refused if weights lie in another file, or are not as large as their data."""
-    if tensor.external_data or tensor.data_location != onnx.TensorProto.DEFAULT:
+    if tensor.external_data or tensor.data_location != TensorProto.DEFAULT:
         places = ", ".join(entry.value for entry in tensor.external_data if entry.key == "location")
         raise Refused(f"its weights lie in another file, {quoted(places)}")
+    if tensor.data_type not in TENSOR_TYPES:
+        raise Refused(f"it holds a tensor of {_type_name(tensor.data_type)}, {NEVER_WRITTEN}")
     values = onnx.numpy_helper.to_array(tensor)  # raises ValueError if there are more or fewer
-    if tensor.data_type == onnx.TensorProto.INT64 and abs(values).max(initial=0) > LARGEST_INTEGER:
+    if tensor.data_type == TensorProto.INT64 and abs(values).max(initial=0) > LARGEST_INTEGER:
         raise Refused(f"its table {quoted(tensor.name)} holds {values.max()}")

@@ -79,7 +79,7 @@ WEIGHT_NAME = re.compile(
     r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
 )
 ITEM_SIZES = {7: 4, 5: 8}  # float32 and int64, by their numbers in the archive
-LEAF = {"type": None, "context": None, "children_spec": []}
+LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 NO_KEYWORDS = {"type": "builtins.dict", "context": "[]", "children_spec": []}
 ONE_ARGUMENT = {"type": "builtins.tuple", "context": "null", "children_spec": [LEAF]}
 SIGNATURE = {"type": "builtins.tuple", "context": "null"}

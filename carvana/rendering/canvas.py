@@ -13,6 +13,12 @@ def to_eighths(pixels: np.ndarray) -> np.ndarray:
     return np.round(pixels * 8).astype(np.int32)
 
 
+def _rgba(color: ArrayLike, part: int) -> tuple[float, float, float, float]:
+    """Return a color as a canvas stores it, with the part that it belongs to."""
+    red, green, blue = np.asarray(color, float).tolist()
+    return red, green, blue, 256.0 - part
+
+
 class Canvas:
     """A transparent picture of premultiplied RGBA, painted from back to front.
 
@@ -25,7 +31,7 @@ class Canvas:
 
     def fill_polygon(self, pixels: np.ndarray, color: ArrayLike, part: int = BODY) -> None:
         """Fill a convex polygon of pixels (n, 2), precise to an eighth of a pixel."""
-        rgba = (*map(float, color), 256.0 - part)
+        rgba = _rgba(color, part)
         cv2.fillConvexPoly(self.pixels, to_eighths(pixels), rgba, shift=3)
 
     def fill(self, points: np.ndarray, color: ArrayLike, part: int = BODY) -> None:
@@ -40,7 +46,7 @@ class Canvas:
     def draw_line(self, points: np.ndarray, color: ArrayLike, thickness: int) -> None:
         """Draw a line of some pixels' thickness through points (n, 3)."""
         pixels = np.round(self.camera.project(points)).astype(np.int32)
-        rgba = (*map(float, color), 256.0 - BODY)
+        rgba = _rgba(color, BODY)
         cv2.polylines(self.pixels, [pixels], False, rgba, thickness)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:

@@ -69,5 +69,5 @@ def _expose(scene: np.ndarray, exposure: Exposure, rng: np.random.Generator) -> 
     blur = exposure.softness * (0.6 + width / 1000)
     photograph = cv2.GaussianBlur(scene * exposure.gain, (0, 0), blur)
     noise = rng.normal(0, exposure.noise, (height, width)).astype(np.float32)
-    photograph += noise[..., None]
-    return np.clip(photograph, 0, 255).astype(np.uint8)
+    noisy = photograph + noise[..., None]
+    return np.clip(noisy, 0, 255).astype(np.uint8)

@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -51,7 +51,7 @@ class Job(NamedTuple):
     mask: Path
 
 
-def render_set(out: str | Path, **options: int | bool | tuple[int, int]) -> None:
+def render_set(out: str | Path, **options: Any) -> None:
     """Render a data set into out/train_images, train_masks, val_images and val_masks.
 
     The same options and library versions give the same files. `out` appears when all is done, or
@@ -136,7 +136,9 @@ def _start_worker() -> None:
 
 def _end_with_parent() -> None:
     """End this process when the one that started it has been killed: nobody else would."""
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)
 
 
@@ -152,8 +154,8 @@ def _render_pair(job: Job) -> None:
     quality = studio.exposure.quality
     write_image(Image.fromarray(photograph), job.photograph, quality=quality)
     mask_image = Image.fromarray(mask)
-    palette = BLACK_AND_WHITE
     if options.parts:
-        palette = Classes(names=PARTS, ignore=255).mask_colors().tobytes()
-    mask_image.putpalette(palette)
+        mask_image.putpalette(Classes(names=PARTS, ignore=255).mask_colors().tobytes())
+    else:
+        mask_image.putpalette(BLACK_AND_WHITE)
     write_image(mask_image, job.mask)

@@ -228,7 +228,7 @@ def round_corners(x: np.ndarray, points: Sequence[tuple[float, float]], width: f
 def box(center: ArrayLike, size: ArrayLike) -> np.ndarray:
     """Return the corners (8, 3) of a box parallel to the axes."""
     corners = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)]) / 2
-    return corners * size + center
+    return corners * np.asarray(size) + np.asarray(center)
 
 
 def disc(center: ArrayLike, radius: float) -> np.ndarray:
