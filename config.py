@@ -29,6 +29,7 @@ from carvana.schema import (
     Precision,
     Probability,
     Range,
+    ScaleRange,
     Side,
     Threshold,
 )
@@ -90,6 +91,24 @@ COLOR_JITTER: Annotated[float, Range(0.0, 0.9, "share")] = 0.0
 ROTATE: Annotated[float, Range(0.0, 180.0, "degrees")] = 35  # turn by up to this much either way
 # how to fill exposed corners; black ones never occur in photographs and disturb BatchNorm
 ROTATE_FILL: Literal["reflect", "black"] = "reflect"
+# photographs to put the objects before, cut out by their masks: for scenes other than those that
+# were photographed; empty: none
+BACKGROUNDS_DIR: FilePath = ""
+BACKGROUND_SHARE: Fraction = 0.7  # of the images that get another background
+# how much of the frame such an object fills, in its longer direction, from and to; over 1 it is
+# cut off
+OBJECT_SCALE: ScaleRange = [0.35, 1.2]
+# each of the next seven befalls half of the images, and is off at its default
+GAMMA: Annotated[float, Range(0.0, 0.9, "share")] = 0.0  # vary the exponent of levels by up to this
+# vary the strength of each channel by up to this
+WHITE_BALANCE: Annotated[float, Range(0.0, 0.9, "share")] = 0.0
+GRAY: Probability = 0.0  # take the colors away
+BLUR: Annotated[float, Range(0.0, 50.0, "pixels")] = 0.0  # out of focus, or moved, by up to this
+# standard deviation of a sensor's noise, up to this
+NOISE: Annotated[float, Range(0.0, 128.0, "levels of 255")] = 0.0
+# scale down to this share of width and height, or less far, and back
+DOWNSCALE: Annotated[float, Range(0.05, 1.0, "share")] = 1.0
+JPEG_QUALITY: Annotated[int, Range(1, 100)] = 100  # compress at this quality, or a better one
 HORIZONTAL_FLIP: Probability = 0.5  # a car seen from its other side
 VERTICAL_FLIP: Probability = 0.1  # rarely useful for cars; kept from the tutorials' recipe
 

@@ -1,14 +1,10 @@
-"""Photographs and masks on their way to the network: data set, augmentation, loaders."""
+"""Photographs and masks on their way to the network: data set and loaders."""
 
-import dataclasses
-import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +13,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from carvana import distributed, system
 from carvana.cache import open_cache
 from carvana.classes import SINGLE, Classes
+from carvana.compositing import Compositor
 from carvana.device import choose_workers, find_device, fit_workers
 from carvana.errors import raise_all, result_or_error, warn
 from carvana.images import FULL_RANGE, Reading, Size, judge_levels, read_all, read_hard_mask
@@ -28,9 +25,6 @@ from carvana.sampling import EpochSampler
 
 PREFETCH_FACTOR = 4  # batches that each worker reads ahead
 JUDGED_MASKS = 64  # of a data set, before it is used
-
-# Albumentations would look on the internet for a newer version of itself.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 
 class CarvanaDataset(Dataset):
@@ -52,6 +46,7 @@ class CarvanaDataset(Dataset):
         levels: of 16-bit photographs, see images.read_image.
         cache_dir: where what was read at `size` is kept for later epochs and runs; None: nowhere.
         naming: what stands before and after the name that a photograph and its mask share.
+        compositor: puts objects before other photographs, also drawing from (seed, epoch, index).
 
     Raises:
         UserError: naming all files, if images and masks do not pair.
@@ -71,10 +66,12 @@ class CarvanaDataset(Dataset):
         levels: int = FULL_RANGE,
         seed: int = 0,
         cache_dir: str | Path | None = None,
+        compositor: Compositor | None = None,
     ) -> None:
         self.pairs = find_pairs(image_dir, mask_dir, naming)
         self.transform = transform
         self.seed = seed
+        self.compositor = compositor
         self.reading = Reading(size and tuple(size), channels, mask_resize, classes, levels)
         self.cache = None
         if cache_dir and size:
@@ -88,12 +85,14 @@ class CarvanaDataset(Dataset):
             key = (random.getrandbits(31), key)
         epoch, index = key
         image, mask = self.read(index)
+        sequence = np.random.SeedSequence([self.seed, epoch, index % len(self)])
+        if self.compositor:
+            image, mask = self.compositor(image, mask, np.random.default_rng(sequence))
         if self.reading.classes.single:
             mask = mask.astype(np.float32) / 255
         if self.transform is None:
             return image, mask
         if hasattr(self.transform, "set_random_seed"):
-            sequence = np.random.SeedSequence([self.seed, epoch, index % len(self)])
             self.transform.set_random_seed(int(sequence.generate_state(1)[0]))
         item = self.transform(image=image, mask=mask)
         return item["image"], item["mask"]
@@ -115,84 +114,6 @@ class CarvanaDataset(Dataset):
         return read_hard_mask(self.pairs[index][1], self.reading.classes, size)
 
 
-# ---------------------------------------------------------------- augmentation
-
-
-@dataclasses.dataclass
-class Augmentation:
-    """What train_transform draws for each image; the defaults are the classic recipe's."""
-
-    rotate: float = 35  # degrees either way
-    rotate_fill: str = "reflect"  # the picture's own reflection, or "black" and background
-    horizontal_flip: float = 0.5  # probability
-    vertical_flip: float = 0.1  # probability
-    scale_jitter: float = 0.0  # width and height larger or smaller by up to this share
-    color_jitter: float = 0.0  # brightness, contrast and saturation by up to this share
-
-    @classmethod
-    def from_constants(cls, cfg: SimpleNamespace) -> "Augmentation":
-        """Return what the constants of config.py say."""
-        return cls(
-            rotate=cfg.ROTATE,
-            rotate_fill=cfg.ROTATE_FILL,
-            horizontal_flip=cfg.HORIZONTAL_FLIP,
-            vertical_flip=cfg.VERTICAL_FLIP,
-            scale_jitter=cfg.SCALE_JITTER,
-            color_jitter=cfg.COLOR_JITTER,
-        )
-
-
-def _albumentations() -> ModuleType:
-    """Return the library, imported only where it is used: it takes seconds."""
-    import albumentations
-
-    return albumentations
-
-
-def train_transform(
-    augmentation: Augmentation | None = None, classes: Classes = SINGLE
-) -> Callable:
-    """Return an Albumentations pipeline that augments.
-
-    It turns a uint8 (H, W, C) image and a float (H, W) mask into a uint8 tensor (C, H, W) and a
-    float tensor (H, W). Masks of several classes stay uint8 indices; what "black" exposes is to
-    be ignored then. Levels become floats on the device (device.to_input): a quarter of the bytes
-    to move.
-    """
-    A = _albumentations()
-    augmentation = augmentation or Augmentation()
-    borders = {"reflect": cv2.BORDER_REFLECT_101, "black": cv2.BORDER_CONSTANT}
-    fill = {
-        "border_mode": borders[augmentation.rotate_fill],
-        "fill": 0,
-        "fill_mask": 0 if classes.single else classes.ignore,
-        "mask_interpolation": cv2.INTER_LINEAR if classes.single else cv2.INTER_NEAREST,
-    }
-    steps = []
-    if augmentation.rotate:
-        steps.append(A.Rotate(limit=augmentation.rotate, p=1.0, **fill))
-    if augmentation.scale_jitter:
-        factors = (1 - augmentation.scale_jitter, 1 + augmentation.scale_jitter)
-        steps.append(A.Affine(scale=factors, p=1.0, **fill))
-    if augmentation.color_jitter:
-        factors = (1 - augmentation.color_jitter, 1 + augmentation.color_jitter)
-        steps.append(
-            A.ColorJitter(
-                brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1.0
-            )
-        )
-    steps.append(A.HorizontalFlip(p=augmentation.horizontal_flip))
-    steps.append(A.VerticalFlip(p=augmentation.vertical_flip))
-    steps.append(A.ToTensorV2())
-    return A.Compose(steps)
-
-
-def val_transform() -> Callable:
-    """Return the same pipeline without augmentation."""
-    A = _albumentations()
-    return A.Compose([A.ToTensorV2()])
-
-
 # ---------------------------------------------------------------- loaders
 
 
@@ -207,6 +128,7 @@ def get_loaders(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
     num_workers: int = 4,
     pin_memory: bool = True,
     device: torch.device | None = None,
+    compositor: Compositor | None = None,
     **dataset_options: Any,
 ) -> tuple[DataLoader, DataLoader]:
     """Return train_loader, val_loader over the pairs of four folders.
@@ -217,6 +139,7 @@ def get_loaders(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
     Args:
         batch_size: of all processes together.
         device: see make_loader.
+        compositor: of the training images, see CarvanaDataset.
         dataset_options: keyword arguments of CarvanaDataset.
 
     Raises:
@@ -232,6 +155,7 @@ def get_loaders(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
         ]
     raise_all(datasets)
     train, val = datasets
+    train.compositor = compositor
     sampler = EpochSampler(
         len(train), train.seed, batch_size, distributed.RANK, distributed.WORLD_SIZE
     )

@@ -27,9 +27,11 @@ import torch
 from torch import nn
 
 from carvana import checkpoint, distributed, history, optim, reports
+from carvana.augmentation import Augmentation, train_transform, val_transform
 from carvana.batchnorm import BatchNormKeeper, settle_batchnorm
 from carvana.byproducts import Byproducts
 from carvana.classes import Classes
+from carvana.compositing import Compositing, Compositor
 from carvana.device import (
     amp_dtype,
     autocast,
@@ -53,13 +55,10 @@ from carvana.options import default_values
 from carvana.progress import LossMeter, Progress
 from carvana.weights import load_matching_weights
 from dataset import (
-    Augmentation,
     check_readable,
     end_workers,
     first_batches,
     get_loaders,
-    train_transform,
-    val_transform,
 )
 from model import UNET
 from utils import check_accuracy, load_model, save_checkpoint, save_predictions_as_imgs
@@ -200,6 +199,7 @@ class Trainer:
             cfg.NUM_WORKERS,
             cfg.PIN_MEMORY,
             self.device,
+            self.make_compositor(),
             size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH),
             channels=cfg.IN_CHANNELS,
             mask_resize=cfg.MASK_RESIZE,
@@ -209,6 +209,14 @@ class Trainer:
             seed=cfg.SEED,
             cache_dir=cfg.CACHE_DIR if cfg.CACHE else None,
         )
+
+    def make_compositor(self) -> Compositor | None:
+        """Return what puts objects before other photographs, if there are any."""
+        cfg = self.cfg
+        if not cfg.BACKGROUNDS_DIR:
+            return None
+        settings = Compositing(cfg.BACKGROUND_SHARE, tuple(cfg.OBJECT_SCALE))
+        return Compositor(cfg.BACKGROUNDS_DIR, settings, self.classes, cfg.IN_CHANNELS)
 
     def make_model(self) -> UNET:
         """Return the network, with the weights of INIT_WEIGHTS as far as they fit."""

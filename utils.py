@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from carvana import distributed
+from carvana.augmentation import val_transform
 from carvana.checkpoint import load_network, save_checkpoint
 from carvana.device import find_device
 from carvana.evaluation import check_accuracy, save_predictions_as_imgs
@@ -17,14 +18,7 @@ from carvana.pairs import find_pairs
 from carvana.predicting import predict
 from carvana.two_values import settle_values
 from carvana.weights import load_checkpoint
-from dataset import (
-    CarvanaDataset,
-    check_readable,
-    end_workers,
-    get_loaders,
-    make_loader,
-    val_transform,
-)
+from dataset import CarvanaDataset, check_readable, end_workers, get_loaders, make_loader
 from model import UNET, DoubleConv
 
 __all__ = [

@@ -68,6 +68,7 @@ MaskResize = Literal["area", "nearest"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 ImageLevels = Annotated[int, Range(255, 65535, "levels")]
 Megapixels = Annotated[int, Range(1, 10_000)]
+ScaleRange = list[Annotated[float, Range(0.05, 4.0, "of the frame")]]
 PixelBlock = Annotated[int, Range(1, 8, "pixels")]
 
 

@@ -16,9 +16,10 @@ from helpers import LAST, is_same, scene, tiny_options, write_mask, write_pairs
 from PIL import Image
 
 from carvana import cache, threads
+from carvana.augmentation import train_transform, val_transform
 from carvana.checkpoint import read_checkpoint
 from carvana.errors import UserError
-from dataset import CarvanaDataset, make_loader, train_transform, val_transform
+from dataset import CarvanaDataset, make_loader
 
 PAIRS = 8
 

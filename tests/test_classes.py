@@ -6,11 +6,12 @@ import torch
 from helpers import class_indices, write_parts
 from PIL import Image
 
+from carvana.augmentation import Augmentation, train_transform
 from carvana.classes import SINGLE, Classes
 from carvana.errors import UserError
 from carvana.images import read_labels
 from carvana.rendering import PARTS
-from dataset import Augmentation, CarvanaDataset, train_transform
+from dataset import CarvanaDataset
 
 THREE = Classes(("ground", "thing", "edge"))
 PAINTED = Classes(

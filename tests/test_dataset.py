@@ -5,7 +5,8 @@ import torch
 from helpers import scene, split_folders
 
 import utils
-from dataset import Augmentation, CarvanaDataset, train_transform, val_transform
+from carvana.augmentation import Augmentation, train_transform, val_transform
+from dataset import CarvanaDataset
 
 
 def augmented_images(data, seed):

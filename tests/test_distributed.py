@@ -76,7 +76,8 @@ from torch import nn
 import train
 from carvana import distributed
 from carvana.epochs import PartialEpoch
-from dataset import get_loaders, train_transform, val_transform
+from carvana.augmentation import train_transform, val_transform
+from dataset import get_loaders
 from model import UNET
 
 torch.manual_seed(0)

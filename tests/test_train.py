@@ -11,13 +11,14 @@ from torch.nn import functional as F
 import train
 import utils
 from carvana import checkpoint, history
+from carvana.augmentation import val_transform
 from carvana.batchnorm import settle_batchnorm
 from carvana.classes import Classes
 from carvana.errors import UserError
 from carvana.images import Reading
 from carvana.model_config import model_config
 from carvana.optim import make_optimizer
-from dataset import CarvanaDataset, first_batches, val_transform
+from dataset import CarvanaDataset, first_batches
 from model import UNET
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -10,9 +10,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 import train
 import utils
 from carvana import startup
+from carvana.augmentation import val_transform
 from carvana.checkpoint import read_checkpoint
 from carvana.errors import UserError
-from dataset import CarvanaDataset, val_transform
+from dataset import CarvanaDataset
 from model import UNET
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from carvana.augmentation import train_transform
 from carvana.device import find_device
 from carvana.pairs import find_pairs
 from carvana.sampling import EpochSampler
 from carvana.streams import null_stream
 from carvana.system import link_or_copy, private_memory
 from carvana.threads import keep_freed_memory
-from dataset import CarvanaDataset, make_loader, train_transform
+from dataset import CarvanaDataset, make_loader
 from model import UNET
 from tools.recipes import timed
 from utils import check_accuracy

@@ -18,6 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
+from carvana.augmentation import train_transform, val_transform
 from carvana.device import amp_dtype, find_device
 from carvana.errors import UserError
 from carvana.images import PILLOW_MODES
@@ -25,7 +26,7 @@ from carvana.model_config import model_config
 from carvana.optim import make_optimizer
 from carvana.pairs import find_pairs
 from carvana.threads import keep_freed_memory
-from dataset import CarvanaDataset, make_loader, train_transform, val_transform
+from dataset import CarvanaDataset, make_loader
 from model import UNET
 from utils import check_accuracy, load_model
 
