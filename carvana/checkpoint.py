@@ -25,7 +25,7 @@ from carvana.model_config import check_model_config, model_config
 from carvana.naming import AFFIX_CONSTANTS
 from carvana.options import option_words
 from carvana.schema import short
-from carvana.untrusted import check_size
+from carvana.untrusted import check_size, check_storages
 from carvana.weights import (
     LAST_WEIGHT,
     WEIGHTS_KEYS,
@@ -281,6 +281,7 @@ def _load(filename: str | Path, device: str | torch.device = "cpu") -> Any:
             damaged = archive.testzip()  # torch itself does not look at the checksums
             if damaged:
                 raise ValueError(f"the disk has damaged {damaged} in it")
+        check_storages(filename)
     with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
         warnings.simplefilter("ignore")  # about what is odd in a file of others
         return torch.load(filename, map_location=device, weights_only=True)

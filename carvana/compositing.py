@@ -161,7 +161,7 @@ def _draw_factor(rng: np.random.Generator, largest: float) -> float:
 
 def _box_of(alpha: np.ndarray) -> Box | None:
     """Return where an object is; None if there is none."""
-    left, top, width, height = cv2.boundingRect(cv2.compare(alpha, 127, cv2.CMP_GT))
+    left, top, width, height = cv2.boundingRect((alpha > 127).view(np.uint8))
     return Box(left, top, width, height) if width else None
 
 

@@ -20,6 +20,7 @@ from carvana.untrusted import (
     Records,
     Refused,
     check_size,
+    check_storages,
     count_levels,
     read_records,
     write_records,
@@ -167,6 +168,7 @@ def _load_whole_model(
     """
     if zipfile.is_zipfile(path):  # torch before 1.6 wrote none
         read_records(path)
+        check_storages(path)
     # Only these classes: nothing else that the file names is imported.
     with torch.serialization.safe_globals([*network_classes, *LAYERS]):
         pickled = torch.load(path, map_location=device, weights_only=True)

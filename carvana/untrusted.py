@@ -1,6 +1,7 @@
 """Files of exported models as strangers may have made them: read, limited and rebuilt."""
 
 import io
+import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,13 @@ RECORD_NAME = re.compile(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*")
 Records = dict[str, bytes]  # content of a zip by name, without the folder that holds everything
 # How often a network has an operator: times its levels, plus as often as that.
 Limits = Mapping[str, tuple[int, int]]
+STORAGE_BYTES = {  # of a number, by torch's names of storages
+    **dict.fromkeys(("UntypedStorage", "ByteStorage", "CharStorage", "BoolStorage"), 1),
+    **dict.fromkeys(("ShortStorage", "HalfStorage", "BFloat16Storage"), 2),
+    **dict.fromkeys(("IntStorage", "FloatStorage"), 4),
+    **dict.fromkeys(("LongStorage", "DoubleStorage", "ComplexFloatStorage"), 8),
+    "ComplexDoubleStorage": 16,
+}
 
 
 class Refused(ValueError):
@@ -45,6 +53,53 @@ def check_size(path: str | Path) -> None:
         raise Refused(f"it unpacks from {size:,} to {unpacked:,} bytes")
     if len(entries) > MAX_RECORDS:
         raise Refused(f"it holds {len(entries):,} files")
+
+
+class Anything:
+    """Stands for any class or object that a pickle names: it takes everything and does nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        """Take what the object would be made of."""
+
+    def _take(self, *_: Any) -> None:
+        """Take what would be put into the object."""
+
+    __call__ = __setstate__ = __setitem__ = append = extend = _take
+
+
+class StorageChecker(pickle._Unpickler):  # in Python: the C one makes room for any place named
+    """Reads a torch.save pickle into stand-ins, to see that tensors are no larger than their data.
+
+    Versions of torch up to 2.9 at least read beyond a tensor's data if the pickle says so.
+    """
+
+    def __init__(self, content: bytes, sizes: Mapping[str, int]) -> None:
+        super().__init__(io.BytesIO(content))
+        self.sizes = sizes  # bytes of each record of the zip
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a class or function; nothing is imported."""
+        return STORAGE_BYTES.get(name, Anything)
+
+    def persistent_load(self, pid: Any) -> Anything:
+        """Return what stands for a storage. Raises Refused if the zip holds less of it."""
+        _, item_bytes, key, _, count = pid
+        if count * item_bytes > self.sizes[f"data/{key}"]:
+            raise Refused(f"its tensor {quoted(key)} is larger than its data")
+        return Anything()
+
+
+def check_storages(path: str | Path) -> None:
+    """See that the tensors in a zip of torch.save are no larger than their data.
+
+    Raises:
+        Refused: one is larger.
+        Exception: of nearly any kind, if it is no such zip.
+    """
+    with zipfile.ZipFile(path) as archive:
+        sizes = {entry.filename.partition("/")[2]: entry.file_size for entry in archive.infolist()}
+        pickles = [name for name in archive.namelist() if name.partition("/")[2] == "data.pkl"]
+        StorageChecker(archive.read(pickles[0]), sizes).load()
 
 
 def read_records(path: Path) -> Records:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import config
-from carvana import options
+from carvana import export_formats, options
 from carvana.checkpoint import read_checkpoint, training_state
 from carvana.rendering import ANGLES, new_car, new_studio, render
 from model import UNET
@@ -156,6 +156,11 @@ class Finished(NamedTuple):
     returncode: int
     stdout: str
     stderr: str
+
+
+needs_onnx = pytest.mark.skipif(
+    "onnx" in export_formats.beyond_torch(["onnx"]), reason="this torch is too old to write ONNX"
+)
 
 
 def tiny_options(**changes):

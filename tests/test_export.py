@@ -22,6 +22,7 @@ from helpers import (
     BEST,
     OWN_MODEL,
     Payload,
+    needs_onnx,
     picture_width_height,
     run_process,
     run_script,
@@ -56,7 +57,6 @@ CONSTANTS = {
     "UNSHUFFLE": 2,
 }
 ONNX_FORMATS = [name for name in ("onnx", "fp16", "int8") if name in FILES]
-needs_onnx = pytest.mark.skipif(not ONNX_FORMATS, reason="this torch is too old to write ONNX")
 PHOTOGRAPHS = "data/val_images"
 LINE_LENGTH = 100
 LARGEST_DIFFERENCES = {"fp16": 0.05, "int8": 20}  # of logits; others equal the checkpoint

@@ -10,6 +10,7 @@ import torch
 from helpers import (
     OWN_MODEL,
     ROOT,
+    needs_onnx,
     picture_width_height,
     run_script,
     scene,
@@ -130,6 +131,7 @@ def test_parts_have_no_run_lengths_and_no_threshold(trained, arguments):
     assert "tells 4 classes apart" in done.stderr
 
 
+@needs_onnx
 def test_parts_of_exported_models_are_the_same(trained, predicted):
     folder, _ = trained
     run_script(folder, "export.py", *OWN_MODEL, "--formats", "torchscript", "onnx")
@@ -189,6 +191,7 @@ def test_resolutions_begin_with_smaller_class_masks(tmp_path, run):
 # ---------------------------------------------------------------- the document
 
 
+@needs_onnx
 def test_document_is_right(tmp_path):
     """docs/your-data.md, its commands as printed."""
     text = (ROOT / "docs/your-data.md").read_text()
