@@ -3,8 +3,11 @@
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
 from helpers import ROOT
 
 SCRIPTS = {"prepare_data", "explore", "evaluate", "inference", "export", "train"}
@@ -142,3 +145,24 @@ def test_readme_lists_every_file():
     names = [path.stem for path in PRODUCT_FILES if path.parent.name != "rendering"]
     missing = [name for name in names if name != "__init__" and f"`{name}" not in files]
     assert [name for name in missing if f"/{name}" not in files] == []
+
+
+OLDER_PYTHON = """
+import runpy, sys
+sys.version_info = (3, 9)
+sys.argv = sys.argv[1:]
+sys.path.insert(0, "")
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_older_python_is_refused_in_a_line(script):
+    command = [sys.executable, "-c", OLDER_PYTHON, f"{script}.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: Python 3.10 or newer is needed, this is ")
+    assert done.stderr.count("\n") == 1
+    # Older ones read these files as a whole before they run the first line.
+    for path in (f"{script}.py", "config.py", "carvana/__init__.py"):
+        ast.parse((ROOT / path).read_text(encoding="utf-8"), feature_version=(3, 7))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import train
 import utils
-from carvana import checkpoint, history
+from carvana import __version__, checkpoint, history
 from carvana.augmentation import val_transform
 from carvana.batchnorm import settle_batchnorm
 from carvana.classes import Classes
@@ -196,6 +196,11 @@ def test_rare_classes_are_warned_about(capsys):
     assert capsys.readouterr().out.startswith(expected)
     history.warn_of_rare_classes(Masks([rare, np.full_like(rare, 255)], "car"))
     assert capsys.readouterr().out == ""
+
+
+def test_checkpoints_name_the_version(settings, data):
+    train.main(settings(NUM_EPOCHS=1))
+    assert checkpoint.read_checkpoint(LAST)["version"] == __version__
 
 
 def test_loss_that_is_not_finite_names_the_files_and_keeps_the_checkpoint(settings, data):
