@@ -203,9 +203,12 @@ def test_worker_that_does_not_start_is_reported_as_such(windows, capfd):
     assert "lower NUM_WORKERS" in capfd.readouterr().err
 
 
+def start_nothing(process):
+    raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+
+
 def test_worker_process_that_does_not_start_is_reported_as_such(monkeypatch):
-    context = "multiprocessing.context.SpawnProcess.start"
-    monkeypatch.setattr(context, functools.partial(os.stat, "/nowhere"))
+    monkeypatch.setattr("multiprocessing.context.SpawnProcess.start", start_nothing)
     with pytest.raises(WorkerError, match="did not start .No such file or directory"):
         WorkerProcess(dict)
 
