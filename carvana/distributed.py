@@ -10,6 +10,7 @@ import functools
 import operator
 import os
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -28,6 +29,7 @@ LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 FIRST = RANK == 0  # the process that prints and writes
 LAUNCHED = "TORCHELASTIC_RUN_ID" in os.environ or WORLD_SIZE > 1  # by torchrun or its like
 TIMEOUT = timedelta(days=1)  # a first decoding of many files, for which the others wait
+SECONDS_TO_LET_GO = 0.1
 LOST_CONNECTION = ("connect", "timed out")  # in the errors of a broken collective
 
 
@@ -61,9 +63,9 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
             "checkpoint is good: --load-model true continues from it, torchrun --max-restarts 3 "
             "does so by itself"
         ) from error
-    # Older versions of gloo may hang if the last collective's tensor has just been dropped: its
-    # thread wants Python's lock, which the thread that ends the group holds.
-    dist.barrier()
+    # A thread of gloo's lets go of the last collective's tensors, for which it needs Python's lock.
+    # torch 2.6 holds that while it ends the group and waits for the thread.
+    time.sleep(SECONDS_TO_LET_GO)
     dist.destroy_process_group()
 
 

@@ -20,12 +20,13 @@ from carvana.untrusted import (
     Records,
     Refused,
     check_size,
-    check_storages,
     count_levels,
+    is_zip,
     read_records,
     write_records,
 )
 from carvana.untrusted_pt2 import check_pt2
+from carvana.untrusted_tensors import load_tensors
 from carvana.untrusted_torchscript import check_torchscript
 from carvana.weights import kind_of, network_shape, weight_fault
 
@@ -79,7 +80,7 @@ def is_exported(path: str | Path) -> bool:
         return False
     if path.suffix != ".pth":
         return True
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         try:
             check_size(path)
         except Exception:  # load_exported says what is wrong with it
@@ -166,12 +167,12 @@ def _load_whole_model(
 
     Of the pickled one nothing runs: its attributes could hide methods.
     """
-    if zipfile.is_zipfile(path):  # torch before 1.6 wrote none
-        read_records(path)
-        check_storages(path)
     # Only these classes: nothing else that the file names is imported.
     with torch.serialization.safe_globals([*network_classes, *LAYERS]):
-        pickled = torch.load(path, map_location=device, weights_only=True)
+        if is_zip(path):
+            pickled = load_tensors(path, device)
+        else:  # torch before 1.6 wrote none
+            pickled = torch.load(path, map_location=device, weights_only=True)
     if type(pickled) is not network_classes[0]:
         raise ValueError(f"no UNET but {kind_of(pickled)}")
     weights = _collect_weights(pickled)

@@ -1,7 +1,6 @@
 """Files of exported models as strangers may have made them: read, limited and rebuilt."""
 
 import io
-import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from carvana.errors import first_few, one_line
 MAX_RECORDS = 20_000
 MAX_GROWTH = 20  # times a file's size: what its content may unpack to,
 SMALLEST_LIMIT = 2**24  # or these bytes; source code shrinks to a fraction
+ZIP_START = b"PK\x03\x04"
 MAX_LEVELS = 12
 MAX_WIDTH = 2**16  # channels of a level
 SHOWN_LENGTH = 60  # letters of what a message quotes
@@ -20,13 +20,6 @@ RECORD_NAME = re.compile(r"[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*")
 Records = dict[str, bytes]  # content of a zip by name, without the folder that holds everything
 # How often a network has an operator: times its levels, plus as often as that.
 Limits = Mapping[str, tuple[int, int]]
-STORAGE_BYTES = {  # of a number, by torch's names of storages
-    **dict.fromkeys(("UntypedStorage", "ByteStorage", "CharStorage", "BoolStorage"), 1),
-    **dict.fromkeys(("ShortStorage", "HalfStorage", "BFloat16Storage"), 2),
-    **dict.fromkeys(("IntStorage", "FloatStorage"), 4),
-    **dict.fromkeys(("LongStorage", "DoubleStorage", "ComplexFloatStorage"), 8),
-    "ComplexDoubleStorage": 16,
-}
 
 
 class Refused(ValueError):
@@ -39,14 +32,20 @@ def quoted(text: object) -> str:
     return line if len(line) <= SHOWN_LENGTH else f"{line[:SHOWN_LENGTH]}..."
 
 
-def check_size(path: str | Path) -> None:
+def is_zip(path: str | Path) -> bool:
+    """Return whether torch takes a file for a zip, by its first bytes alone."""
+    with open(path, "rb") as file:
+        return file.read(len(ZIP_START)) == ZIP_START
+
+
+def check_size(path: str | Path | bytes) -> None:
     """Raise Refused if a zip unpacks to far more than its size, or to too many files.
 
     Raises:
         Exception: of nearly any kind, if it is no sound zip.
     """
-    size = Path(path).stat().st_size
-    with zipfile.ZipFile(path) as archive:
+    size = len(path) if isinstance(path, bytes) else Path(path).stat().st_size
+    with zipfile.ZipFile(_opened(path)) as archive:
         entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > max(MAX_GROWTH * size, SMALLEST_LIMIT):
@@ -55,62 +54,22 @@ def check_size(path: str | Path) -> None:
         raise Refused(f"it holds {len(entries):,} files")
 
 
-class Anything:
-    """Stands for any class or object that a pickle names: it takes everything and does nothing."""
-
-    def __init__(self, *_: Any) -> None:
-        """Take what the object would be made of."""
-
-    def _take(self, *_: Any) -> None:
-        """Take what would be put into the object."""
-
-    __call__ = __setstate__ = __setitem__ = append = extend = _take
+def _opened(path: str | Path | bytes) -> str | Path | io.BytesIO:
+    return io.BytesIO(path) if isinstance(path, bytes) else path
 
 
-class StorageChecker(pickle._Unpickler):  # in Python: the C one makes room for any place named
-    """Reads a torch.save pickle into stand-ins, to see that tensors are no larger than their data.
-
-    Versions of torch up to 2.9 at least read beyond a tensor's data if the pickle says so.
-    """
-
-    def __init__(self, content: bytes, sizes: Mapping[str, int]) -> None:
-        super().__init__(io.BytesIO(content))
-        self.sizes = sizes  # bytes of each record of the zip
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a class or function; nothing is imported."""
-        return STORAGE_BYTES.get(name, Anything)
-
-    def persistent_load(self, pid: Any) -> Anything:
-        """Return what stands for a storage. Raises Refused if the zip holds less of it."""
-        _, item_bytes, key, _, count = pid
-        if count * item_bytes > self.sizes[f"data/{key}"]:
-            raise Refused(f"its tensor {quoted(key)} is larger than its data")
-        return Anything()
-
-
-def check_storages(path: str | Path) -> None:
-    """See that the tensors in a zip of torch.save are no larger than their data.
-
-    Raises:
-        Refused: one is larger.
-        Exception: of nearly any kind, if it is no such zip.
-    """
-    with zipfile.ZipFile(path) as archive:
-        sizes = {entry.filename.partition("/")[2]: entry.file_size for entry in archive.infolist()}
-        pickles = [name for name in archive.namelist() if name.partition("/")[2] == "data.pkl"]
-        StorageChecker(archive.read(pickles[0]), sizes).load()
-
-
-def read_records(path: Path) -> Records:
+def read_records(path: str | Path | bytes) -> Records:
     """Return what is in a zip. Everything in it is read once, and checksums are checked.
+
+    Args:
+        path: of a file, or its content.
 
     Raises:
         Refused: it unpacks to far more than its size, or its names are not as torch writes them.
         Exception: of nearly any kind, if it is no sound zip.
     """
     check_size(path)
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(_opened(path)) as archive:
         entries = archive.infolist()
         records = {}
         folders = set()

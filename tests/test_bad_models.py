@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import struct
 import tarfile
 import warnings
 import zipfile
@@ -773,92 +774,153 @@ def bytes_of(path, old, new, content):
     replace("data.pkl", old, new)(path)
 
 
+@spoiler
+def write_two_readings(path, small, large):
+    """Write a zip of one tensor that small data are stored for, and large ones under that name."""
+    torch.save({"final_conv.bias": torch.zeros(4096)}, path)
+    records = read_zip(path)
+    modest = records["data.pkl"].replace(b"M\x00\x10", b"K\x01")
+    contents = {"data.pkl": (modest, records["data.pkl"]), "data/0": (bytes(4), bytes(4 * 4096))}
+    first, second = contents[large]
+    others = [(name, content) for name, content in records.items() if name != large]
+    write_zip(path, [*others, (small, first), (large, second)])
+
+
+@spoiler
+def lengthen(path, count):
+    """Add zeros, behind which Python finds no zip any more, though torch does."""
+    torch.save({"final_conv.bias": torch.zeros(4096), "more": torch.zeros(30_000)}, path)
+    with open(path, "ab") as file:
+        file.write(bytes(count))
+
+
+@spoiler
+def write_pickle(path, content):
+    """Write a zip of torch.save's with another pickle."""
+    torch.save({"final_conv.bias": torch.zeros(1)}, path)
+    put("data.pkl", content)(path)
+
+
+GROWING_KEY = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n)" + b"2\x86" * 40
+STORAGE_TRICKS = {
+    "a pickle in capital letters": (write_two_readings("DATA.PKL", "data.pkl"), "twice"),
+    "two pickles": (write_two_readings("data.pkl", "data.pkl"), "twice"),
+    "data twice": (write_two_readings("data/0", "data/0"), "twice"),
+    "zeros behind its end": (lengthen(67_000), NO_EXPORT + "|" + UNREADABLE),
+    "an array of a terabyte": (
+        write_pickle(b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"."),
+        "bytearray8|" + NO_EXPORT,
+    ),
+    "a name that doubles": (
+        write_pickle(GROWING_KEY + b"X\x03\x00\x00\x00cpuK\x01tQ."),
+        "its pickle holds DUP|" + NO_EXPORT,
+    ),
+}
 WIDE = torch.zeros(1).expand(10**6, 10**6)
 NAN = torch.full((1,), float("nan"))
 NOT_ALLOWED = r"Weights only load failed|Unsupported|" + NO_EXPORT
 LEGACY = {"_use_new_zipfile_serialization": False}
-PICKLED_FILES = ZIP_TRICKS | {
-    "a payload beside the weights": (pickled(network(extra=Payload())), NOT_ALLOWED),
-    "a payload in the constants": (pickled(network(config={"MEAN": Payload()})), NOT_ALLOWED),
-    "a payload as a weight": (pickled(network_with("final_conv.bias", Payload())), NOT_ALLOWED),
-    "a payload as the network": (pickled(Payload()), NOT_ALLOWED),
-    "a payload of the older format": (pickled(network(extra=Payload()), **LEGACY), NOT_ALLOWED),
-    "a tar of payloads": (tar_of_payloads, NO_EXPORT),
-    "a function that evaluates": (pickled(network(extra=Calls(eval, CODE))), NOT_ALLOWED),
-    "a function that imports": (
-        pickled(network(extra=Calls(builtins.__import__, "this"))),
-        NOT_ALLOWED,
-    ),
-    "a function that looks up": (pickled(network(extra=Calls(getattr, {}, "get"))), NOT_ALLOWED),
-    "a function that opens a file": (
-        pickled(network(extra=Calls(open, "touched", "w"))),
-        NOT_ALLOWED,
-    ),
-    "a function that loads": (pickled(network(extra=Calls(torch.load, "car.jpg"))), NOT_ALLOWED),
-    "a method as a function": (
-        bytes_of(
-            b"ctorch.nn.modules.activation\nReLU", b"cmodel\nUNET.forward", UNET(features=[4])
+PICKLED_FILES = (
+    ZIP_TRICKS
+    | STORAGE_TRICKS
+    | {
+        "a payload beside the weights": (pickled(network(extra=Payload())), NOT_ALLOWED),
+        "a payload in the constants": (pickled(network(config={"MEAN": Payload()})), NOT_ALLOWED),
+        "a payload as a weight": (pickled(network_with("final_conv.bias", Payload())), NOT_ALLOWED),
+        "a payload as the network": (pickled(Payload()), NOT_ALLOWED),
+        "a payload of the older format": (pickled(network(extra=Payload()), **LEGACY), NOT_ALLOWED),
+        "a tar of payloads": (tar_of_payloads, NO_EXPORT),
+        "a function that evaluates": (pickled(network(extra=Calls(eval, CODE))), NOT_ALLOWED),
+        "a function that imports": (
+            pickled(network(extra=Calls(builtins.__import__, "this"))),
+            NOT_ALLOWED,
         ),
-        NO_EXPORT,
-    ),
-    "a function that is not called": (pickled(network(extra=os.system)), NOT_ALLOWED),
-    "a hook": (pickled(with_hook(os.remove)), NOT_ALLOWED),
-    "a bound function": (
-        pickled(network(forward=functools.partial(os.system, "touch touched"))),
-        NOT_ALLOWED,
-    ),
-    "a NumPy array": (pickled(network(extra=np.zeros(3))), NOT_ALLOWED),
-    "a layer of another kind": (pickled(network(extra=nn.Linear(1, 1))), NOT_ALLOWED),
-    "a layer of that network": (pickled(DoubleConv(3, 4)), r"no UNET but DoubleConv"),
-    "a list of layers": (pickled(nn.Sequential(nn.ReLU())), r"no UNET but Sequential"),
-    "a list": (pickled([1, 2]), r"no UNET but list"),
-    "a network in itself": (pickled(cyclic_network()), r"it holds more than 10,000 layers"),
-    "a network of 2**40 layers": (pickled(network_of_many_layers()), r"more than 10,000 layers"),
-    "constants in ten thousand lists": (
-        bytes_of(b"X\x05\x00\x00\x00extra", b"(" * 10**5, network(extra=1)),
-        NO_EXPORT,
-    ),
-    "constants that are absurd": (pickled(network(config={"STD": [0.0]})), r"STD is \[0.0\]"),
-    "constants that are a list": (pickled(network(config=[1])), NO_EXPORT),
-    "constants of other classes": (
-        pickled(network(config={"CLASSES": ["a", "b"]})),
-        r"2 CLASSES, but logits of 1",
-    ),
-    "blocks of a million pixels": (pickled(network(unshuffle=10**6)), r"UNSHUFFLE is 1000000"),
-    "blocks of no pixels": (pickled(network(unshuffle=0)), r"UNSHUFFLE is 0"),
-    "blocks of text": (pickled(network(unshuffle="2")), r"UNSHUFFLE is '2'"),
-    "a weight that is not a number": (
-        pickled(network_with("final_conv.bias", nn.Parameter(NAN))),
-        r"final_conv.bias holds values that are infinite or not numbers",
-    ),
-    "a weight of 4 TB": (
-        pickled(network_with("final_conv.weight", WIDE)),
-        r"claims the shape \(1000000, 1000000\) for 4 bytes",
-    ),
-    "a weight larger than its data": (
-        bytes_of(b"K\x01K\x04K\x01K\x01t", b"K\xffK\xffK\x01K\x01t", UNET(features=[4])),
-        NO_EXPORT,
-    ),
-    "a sparse weight": (
-        pickled(network_with("final_conv.weight", torch.eye(3).to_sparse())),
-        NO_EXPORT,
-    ),
-    "a weight of whole numbers": (
-        pickled(network_with("final_conv.weight", torch.zeros(1, 4, 1, 1, dtype=torch.int32))),
-        r"holds int32",
-    ),
-    "a weight of text": (pickled(network_with("final_conv.bias", "x")), r"no plain tensor but str"),
-    "a weight of another size": (
-        pickled(network_with("final_conv.bias", nn.Parameter(torch.zeros(7)))),
-        r"its weights are not those of a UNET",
-    ),
-    "a weight too many": (
-        pickled(network_with("extra", nn.Parameter(torch.zeros(1)))),
-        r"its weights are not those of a UNET",
-    ),
-    "a weight missing": (pickled(network_with("final_conv.bias", None)), r"not those of a UNET"),
-    "five channels": (pickled(UNET(5, 1, [4])), r"images of 5 channels, expected 1 or 3"),
-}
+        "a function that looks up": (
+            pickled(network(extra=Calls(getattr, {}, "get"))),
+            NOT_ALLOWED,
+        ),
+        "a function that opens a file": (
+            pickled(network(extra=Calls(open, "touched", "w"))),
+            NOT_ALLOWED,
+        ),
+        "a function that loads": (
+            pickled(network(extra=Calls(torch.load, "car.jpg"))),
+            NOT_ALLOWED,
+        ),
+        "a method as a function": (
+            bytes_of(
+                b"ctorch.nn.modules.activation\nReLU", b"cmodel\nUNET.forward", UNET(features=[4])
+            ),
+            NO_EXPORT,
+        ),
+        "a function that is not called": (pickled(network(extra=os.system)), NOT_ALLOWED),
+        "a hook": (pickled(with_hook(os.remove)), NOT_ALLOWED),
+        "a bound function": (
+            pickled(network(forward=functools.partial(os.system, "touch touched"))),
+            NOT_ALLOWED,
+        ),
+        "a NumPy array": (pickled(network(extra=np.zeros(3))), NOT_ALLOWED),
+        "a layer of another kind": (pickled(network(extra=nn.Linear(1, 1))), NOT_ALLOWED),
+        "a layer of that network": (pickled(DoubleConv(3, 4)), r"no UNET but DoubleConv"),
+        "a list of layers": (pickled(nn.Sequential(nn.ReLU())), r"no UNET but Sequential"),
+        "a list": (pickled([1, 2]), r"no UNET but list"),
+        "a network in itself": (pickled(cyclic_network()), r"it holds more than 10,000 layers"),
+        "a network of 2**40 layers": (
+            pickled(network_of_many_layers()),
+            r"more than 10,000 layers",
+        ),
+        "constants in ten thousand lists": (
+            bytes_of(b"X\x05\x00\x00\x00extra", b"(" * 10**5, network(extra=1)),
+            NO_EXPORT,
+        ),
+        "constants that are absurd": (pickled(network(config={"STD": [0.0]})), r"STD is \[0.0\]"),
+        "constants that are a list": (pickled(network(config=[1])), NO_EXPORT),
+        "constants of other classes": (
+            pickled(network(config={"CLASSES": ["a", "b"]})),
+            r"2 CLASSES, but logits of 1",
+        ),
+        "blocks of a million pixels": (pickled(network(unshuffle=10**6)), r"UNSHUFFLE is 1000000"),
+        "blocks of no pixels": (pickled(network(unshuffle=0)), r"UNSHUFFLE is 0"),
+        "blocks of text": (pickled(network(unshuffle="2")), r"UNSHUFFLE is '2'"),
+        "a weight that is not a number": (
+            pickled(network_with("final_conv.bias", nn.Parameter(NAN))),
+            r"final_conv.bias holds values that are infinite or not numbers",
+        ),
+        "a weight of 4 TB": (
+            pickled(network_with("final_conv.weight", WIDE)),
+            r"claims the shape \(1000000, 1000000\) for 4 bytes",
+        ),
+        "a weight larger than its data": (
+            bytes_of(b"K\x01K\x04K\x01K\x01t", b"K\xffK\xffK\x01K\x01t", UNET(features=[4])),
+            NO_EXPORT,
+        ),
+        "a sparse weight": (
+            pickled(network_with("final_conv.weight", torch.eye(3).to_sparse())),
+            NO_EXPORT,
+        ),
+        "a weight of whole numbers": (
+            pickled(network_with("final_conv.weight", torch.zeros(1, 4, 1, 1, dtype=torch.int32))),
+            r"holds int32",
+        ),
+        "a weight of text": (
+            pickled(network_with("final_conv.bias", "x")),
+            r"no plain tensor but str",
+        ),
+        "a weight of another size": (
+            pickled(network_with("final_conv.bias", nn.Parameter(torch.zeros(7)))),
+            r"its weights are not those of a UNET",
+        ),
+        "a weight too many": (
+            pickled(network_with("extra", nn.Parameter(torch.zeros(1)))),
+            r"its weights are not those of a UNET",
+        ),
+        "a weight missing": (
+            pickled(network_with("final_conv.bias", None)),
+            r"not those of a UNET",
+        ),
+        "five channels": (pickled(UNET(5, 1, [4])), r"images of 5 channels, expected 1 or 3"),
+    }
+)
 
 
 # ---------------------------------------------------------------- ONNX
@@ -1127,7 +1189,9 @@ def first(value):
 
 CYCLE = []
 CYCLE.append(CYCLE)
-CHECKPOINT_FILES = {
+CHECKPOINT_FILES = STORAGE_TRICKS | {
+    "a negative storage": (bytes_of(b"Kl", b"J\xff\xff\xff\xff", weights()), UNREADABLE),
+    "a file outside of its zip": (put("../touched", b"x"), r"it holds a file named"),
     "a payload": (pickled(weights(extra=Payload())), NO_PICKLE),
     "a payload of the older format": (pickled(weights(extra=Payload()), **LEGACY), NO_PICKLE),
     "a payload as a name": (pickled({Payload(): torch.zeros(1)}), NO_PICKLE),
@@ -1235,7 +1299,6 @@ HARMLESS = {
     "a debug file with a payload": (SCRIPTED, put(f"{TOP}.debug_pkl", CODE_BYTES)),
     "traced inputs with a payload": (SCRIPTED, put("traced_inputs.pkl", CODE_BYTES)),
     "a comment": (SCRIPTED, before_return("# type: (Tensor) -> None")),
-    "a file outside of a checkpoint's zip": (BEST, put("../touched", b"x")),
     "the name of the other format of ONNX Runtime": (
         ONNX,
         change_onnx(lambda model: setattr(model, "producer_name", "ORTM")),
