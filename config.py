@@ -98,12 +98,13 @@ BACKGROUND_SHARE: Fraction = 0.7  # of the images that get another background
 # how much of the frame such an object fills, in its longer direction, from and to; over 1 it is
 # cut off
 OBJECT_SCALE: ScaleRange = [0.35, 1.2]
-# each of the next seven befalls half of the images, and is off at its default
+# each of these befalls half of the images, but for GRAY, and is off at its default
 GAMMA: Annotated[float, Range(0.0, 0.9, "share")] = 0.0  # vary the exponent of levels by up to this
 # vary the strength of each channel by up to this
 WHITE_BALANCE: Annotated[float, Range(0.0, 0.9, "share")] = 0.0
 GRAY: Probability = 0.0  # take the colors away
-BLUR: Annotated[float, Range(0.0, 50.0, "pixels")] = 0.0  # out of focus, or moved, by up to this
+# standard deviation of what is out of focus, up to this; or half the length of a motion
+BLUR: Annotated[float, Range(0.0, 50.0, "pixels")] = 0.0
 # standard deviation of a sensor's noise, up to this
 NOISE: Annotated[float, Range(0.0, 128.0, "levels of 255")] = 0.0
 # scale down to this share of width and height, or less far, and back

@@ -17,13 +17,19 @@ pt2          unet_model.pt2           torch.export, which replaces TorchScript
 """
 
 import argparse
-from importlib.metadata import version
 from pathlib import Path
 
 import config
 from carvana import options
 from carvana.errors import UserError, user_errors
-from carvana.export_formats import FORMATS, OPSET, OPSETS, beyond_torch, missing_modules
+from carvana.export_formats import (
+    FORMATS,
+    OPSET,
+    OPSETS,
+    beyond_torch,
+    installed_torch,
+    missing_modules,
+)
 from carvana.files import check_not_inputs
 from carvana.naming import AFFIX_CONSTANTS, Naming
 from carvana.opening import set_max_megapixels
@@ -46,8 +52,8 @@ def parse_args() -> argparse.Namespace:
     args.naming = Naming.from_constants(vars(constants))
     if bool(args.images) != bool(args.masks):
         raise UserError("--images and --masks go together; give both, or neither")
-    args.formats = choose_formats(args.formats)
     check_opset(args)
+    args.formats = choose_formats(args.formats)
     check_files(args)
     return args
 
@@ -106,7 +112,7 @@ def choose_formats(chosen: list[str] | None) -> list[str]:
     if not beyond:
         return formats
     rest = [name for name in FORMATS if name not in beyond_torch(FORMATS)]
-    installed = version("torch")
+    installed = installed_torch()
     needs = {name: "{}.{}".format(*FORMATS[name].torch) for name in beyond}
     if chosen:
         described = ", ".join(f"format {name} needs torch {needs[name]}" for name in beyond)
@@ -126,7 +132,8 @@ def check_opset(args: argparse.Namespace) -> None:
             f"--opset is {args.opset}, expected {min(OPSETS)} to {max(OPSETS)}; leave it out for "
             f"{OPSET}, which ONNX Runtime {OPSETS[OPSET]} and later load"
         )
-    if args.opset != OPSET and not any(FORMATS[name].is_onnx for name in args.formats):
+    formats = args.formats or FORMATS
+    if args.opset != OPSET and not any(FORMATS[name].is_onnx for name in formats):
         raise UserError("--opset is for onnx, fp16 and int8; add one to --formats, or leave it out")
 
 

@@ -14,7 +14,6 @@ from carvana.evaluation import check_accuracy, save_predictions_as_imgs
 from carvana.exported import is_exported, load_exported
 from carvana.model_config import mask_classes, model_config, network_size
 from carvana.naming import NAMING, Naming
-from carvana.pairs import find_pairs
 from carvana.predicting import predict
 from carvana.two_values import settle_values
 from carvana.weights import load_checkpoint
@@ -77,8 +76,6 @@ def evaluate(
         model = load_model(path, own_device)
         trained = model_config(model)
         classes = mask_classes(trained, loading.mask_constants or {})
-        masks = [mask for _, mask in find_pairs(image_dir, mask_dir, loading.naming)]
-        classes = settle_values(masks, classes, announce=distributed.FIRST)
         dataset = CarvanaDataset(
             image_dir,
             mask_dir,
@@ -90,6 +87,9 @@ def evaluate(
             naming=loading.naming,
             levels=loading.levels or trained["IMAGE_LEVELS"],
         )
+        masks = [mask for _, mask in dataset.pairs]
+        classes = settle_values(masks, classes, announce=distributed.FIRST)
+        dataset.reading = dataset.reading._replace(classes=classes)
         check_readable(dataset)
         loader = make_loader(
             dataset,

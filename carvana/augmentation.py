@@ -12,7 +12,7 @@ from carvana.classes import SINGLE, Classes
 
 # Albumentations would look on the internet for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-HALF = 0.5  # of the images get each of the faults that cameras and the web make
+HALF = 0.5  # of the images are changed by each step of _light and _camera_and_web
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Augmentation:
     gamma: float = 0.0  # the exponent of levels larger or smaller by up to this share
     white_balance: float = 0.0  # each channel brighter or darker by up to this share
     gray: float = 0.0  # probability of losing the colors
-    blur: float = 0.0  # pixels: radius of a lens out of focus, or of a camera's motion
+    blur: float = 0.0  # pixels: standard deviation out of focus, or half the length of a motion
     noise: float = 0.0  # levels of 255: standard deviation of a sensor's noise
     downscale: float = (
         1.0  # smallest share of width and height, to which images are scaled and back
@@ -47,7 +47,7 @@ class Augmentation:
             color_jitter=cfg.COLOR_JITTER,
             gamma=cfg.GAMMA,
             white_balance=cfg.WHITE_BALANCE,
-            gray=cfg.GRAY,
+            gray=cfg.GRAY if cfg.IN_CHANNELS == 3 else 0.0,
             blur=cfg.BLUR,
             noise=cfg.NOISE,
             downscale=cfg.DOWNSCALE,
@@ -122,11 +122,14 @@ def _camera_and_web(augmentation: Augmentation) -> list[Any]:
     A = _albumentations()
     steps = []
     if augmentation.blur:
+        deviations = (min(0.2, augmentation.blur), augmentation.blur)
         largest = 2 * round(augmentation.blur) + 1  # pixels across
         steps.append(
             A.OneOf(
                 [
-                    A.GaussianBlur(blur_limit=0, sigma_limit=(0.2, augmentation.blur / 2)),
+                    A.GaussianBlur(
+                        blur_limit=0, sigma_limit=(min(0.2, augmentation.blur), augmentation.blur)
+                    ),
                     A.MotionBlur(blur_limit=(3, max(3, largest))),
                 ],
                 p=HALF,

@@ -66,7 +66,7 @@ class Classes(NamedTuple):
         return self.ignore if self.stored_ignore is None else self.stored_ignore
 
     @property
-    def count(self) -> int:  # type: ignore[override]  # of a tuple, which nobody asks for
+    def count(self) -> int:  # type: ignore[override]  # hides tuple.count
         """Return how many values a mask tells apart: the rows of the confusion matrix."""
         return max(2, len(self.names))
 

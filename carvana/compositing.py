@@ -4,6 +4,7 @@ After Dwibedi et al., "Cut, Paste and Learn", ICCV 2017 (arXiv:1708.01642), and 
 "Simple Copy-Paste", CVPR 2021 (arXiv:2012.07177).
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +15,14 @@ import numpy as np
 
 from carvana.classes import Classes
 from carvana.errors import UserError, raise_all, result_or_error
-from carvana.images import Size, picture_size, read_image
+from carvana.images import Size, check_photograph, picture_size, read_image
 from carvana.opening import is_photograph
 from carvana.pairs import list_files
+from carvana.threads import map_in_threads
 
 OPAQUE = 250  # alpha from which a pixel has the object's own color
 EDGE = 7  # pixels around, from which a soft edge takes its color
-LEAST_VISIBLE = 0.6  # of an object's width and height lies within the frame
+LEAST_VISIBLE = 0.6  # of an object's width and height lies within the frame, if there is room
 TURN = 8.0  # degrees either way: cameras are held nearly level
 ZOOM = 2.0  # background photographs are enlarged by up to this
 GAIN = 0.25  # standard deviation of the logarithm of the light's strength
@@ -54,7 +56,7 @@ def find_backgrounds(folder: str | Path) -> list[Path]:
     """Return the photographs in a folder, to put objects before.
 
     Raises:
-        UserError: there are none, or naming all that cannot be opened.
+        UserError: there are none.
     """
     if not Path(folder).is_dir():
         raise UserError(
@@ -68,8 +70,13 @@ def find_backgrounds(folder: str | Path) -> list[Path]:
             f"no photographs in {str(folder)!r} to put objects before; name another folder with "
             "--backgrounds-dir"
         )
-    raise_all([result_or_error(picture_size, path) for path in photographs])
     return photographs
+
+
+def check_backgrounds(folder: str | Path) -> None:
+    """Read all photographs to put objects before. Raises UserError with all that is wrong."""
+    read = functools.partial(result_or_error, check_photograph)
+    raise_all(list(map_in_threads(read, find_backgrounds(folder), "checking", " photographs")))
 
 
 class Compositor:
@@ -137,8 +144,11 @@ class Compositor:
     def _draw_background(self, rng: np.random.Generator, size: Size) -> np.ndarray:
         """Return a part of a photograph, uint8 (H, W, channels)."""
         path = self.photographs[rng.integers(len(self.photographs))]
-        photograph = read_image(path, channels=self.channels)
-        height, width = photograph.shape[:2]
+        height, width = picture_size(path)
+        largest = max(ZOOM * size[0] / height, ZOOM * size[1] / width)  # that is of use
+        if largest < 1:
+            height, width = round(height * largest), round(width * largest)
+        photograph = read_image(path, (height, width), self.channels)
         squeeze = _draw_factor(rng, self.settings.squeeze)
         aspect = squeeze * size[1] / size[0]
         zoom = rng.uniform(1, ZOOM)
@@ -192,11 +202,10 @@ def _draw_center(rng: np.random.Generator, length: float, frame: float) -> float
 
     An object that is smaller than the frame may be cut off at one side, a larger one is at both.
     """
-    margin = length * (LEAST_VISIBLE - 0.5)
-    low, high = sorted((margin, frame - margin))
     if length > frame:
-        low, high = frame - length / 2, length / 2
-    return rng.uniform(low, high)
+        return rng.uniform(frame - length / 2, length / 2)
+    margin = length * (LEAST_VISIBLE - 0.5)
+    return rng.uniform(margin, frame - margin)
 
 
 def _own_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -206,7 +215,7 @@ def _own_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """
     inside = (alpha >= OPAQUE).astype(np.float32)
     share = cv2.blur(inside, (EDGE, EDGE))
-    soft = (alpha > 0) & (alpha < OPAQUE) & (share > 0)
+    soft = (alpha < OPAQUE) & (share > 0)  # what moving the object can mix in, too
     object_alone = image * inside[..., None]
     blurred = cv2.blur(object_alone, (EDGE, EDGE)).reshape(image.shape)
     colors = image.copy()

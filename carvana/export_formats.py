@@ -104,9 +104,14 @@ def missing_modules(formats: list[str]) -> list[str]:
     return sorted(module for module in needed if find_spec(module) is None)
 
 
+def installed_torch() -> str:
+    """Return the installed torch's version, without importing it."""
+    return version("torch")
+
+
 def torch_version() -> tuple[int, int]:
-    """Return the first two numbers of the installed torch's version, without importing it."""
-    major, minor = re.findall(r"\d+", version("torch"))[:2]
+    """Return the first two numbers of the installed torch's version."""
+    major, minor = re.findall(r"\d+", installed_torch())[:2]
     return int(major), int(minor)
 
 

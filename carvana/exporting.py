@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from carvana import __version__
+from carvana import __version__, system
 from carvana.checkpoint import read_checkpoint
 from carvana.device import to_input
 from carvana.errors import UserError, error_summary, one_line
@@ -423,6 +423,8 @@ def export(model: nn.Module, options: ExportOptions) -> None:
                 print(f"{FORMATS[name].file} ...", flush=True)
                 try:
                     remarks[name] = _export_format(name, write, proof, Path(folder))
+                    if name == "int8":
+                        remarks[name] += f" Its ranges come from {data.calibration_source}."
                 except (UserError, RuntimeError) as error:
                     failures.append(str(error))
             proof.measure_latency()
@@ -456,7 +458,7 @@ def _export_format(name: str, write: Callable[..., str], proof: Proof, staging: 
     proof.add(name, staging)
     try:
         with replacing(staging.parent / file) as temporary:
-            os.replace(staging / file, temporary)
+            system.replace(staging / file, temporary)
     except UserError:
         proof.drop(name)
         raise
@@ -502,11 +504,7 @@ def _write_readme(
         escape=False,
         model=one_line(Path(options.model).name),
         table=table,
-        remarks=[
-            f"{remark} Its ranges come from {data.calibration_source}."
-            for remark in remarks.values()
-            if remark
-        ],
+        remarks=[remark for remark in remarks.values() if remark],
         facts=facts,
         threshold=logit_threshold(facts),
         class_names=[one_line(name) for name in facts["CLASSES"]],

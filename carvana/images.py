@@ -652,17 +652,27 @@ def stored_values(path: str | Path) -> StoredValues:
         if _is_colored(image):
             counts = image.convert("RGB").getcolors(MOST_CLASS_VALUES) or ()
             colors = tuple(f"#{bytes(color).hex()}" for _, color in counts)  # type: ignore[arg-type]
+        needs_choice = bool(colors) or _has_unclear_palette(image)
         gray = _gray_levels(image)
     unit = np.iinfo(gray.dtype).max / 255
     hard = (gray <= NOISE * unit) | (gray >= (255 - NOISE) * unit)
     return StoredValues(
         values=tuple(distinct_values(levels)),
         colors=colors,
+        needs_choice=needs_choice,
         at_border=int(np.bincount(border_of(levels)).argmax()),
         hard_share=float(hard.mean()),
         flat_share=float((levels[:, 1:] == levels[:, :-1]).mean()) if levels.size > 1 else 1.0,
         is_lossy=is_lossy,
     )
+
+
+def _has_unclear_palette(image: Image.Image) -> bool:
+    """Return whether a palette gives a mask two colors other than 0 and, lighter, 1."""
+    if image.mode != "P" or (_gray_levels(image) <= 1).all():
+        return False
+    shown = image.convert("RGB")
+    return len(shown.getcolors(MOST_CLASS_VALUES) or ()) == 2 and _is_colored(shown)
 
 
 def explain_wrong_values(

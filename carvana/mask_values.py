@@ -39,6 +39,7 @@ class StoredValues(NamedTuple):
 
     values: tuple[int, ...]  # in ascending order; gray levels of a colored mask
     colors: tuple[str, ...]  # "#rrggbb" of a colored mask, in the order of their gray levels
+    needs_choice: bool  # whether its two colors do not say which of them is background
     at_border: int  # the value that most pixels at the border have
     hard_share: float  # of the pixels are nearly black or white
     flat_share: float  # of the pixels have the value of the next one
@@ -262,9 +263,12 @@ def find_two_values(masks: Sequence[StoredValues]) -> TwoValues | None:
     if len(values) != 2 or len(colors) not in (0, 2) or any(mask.is_lossy for mask in masks):
         return None
     darker, lighter = values
+    counts = Counter(mask.at_border for mask in masks)
+    reason = "the borders of most masks show it"
+    if counts[darker] == counts[lighter]:
+        reason = "it is the darker one"
     if _background(masks, values) == darker:
-        return TwoValues(darker, lighter, "the darker and at most borders", tuple(colors))
-    reason = "at most borders, though the lighter"
+        return TwoValues(darker, lighter, reason, tuple(colors))
     return TwoValues(lighter, darker, reason, tuple(colors[::-1]))
 
 

@@ -268,7 +268,8 @@ def resolve(
         except ValueError as error:
             problems.append(f"{shown_name}: {error}")
     if not problems:
-        faults = channel_faults(values) + class_faults(values) + _regex_faults(values)
+        faults = channel_faults(values) + class_faults(values)
+        faults += _regex_faults(values) + _scale_faults(values)
         problems = [_by_option(fault, given) for fault in faults]
     if problems:
         raise UserError(one_line("; ".join(problems)))
@@ -283,6 +284,15 @@ def _regex_faults(constants: dict[str, Any]) -> list[str]:
         regex = constants["GROUP_REGEX"]
         return [f"GROUP_REGEX: expected a regular expression, found {regex!r} ({error})"]
     return []
+
+
+def _scale_faults(constants: dict[str, Any]) -> list[str]:
+    """Return what is wrong with OBJECT_SCALE, in words."""
+    scale = constants["OBJECT_SCALE"]
+    if len(scale) == 2 and scale[0] <= scale[1]:
+        return []
+    shown = " ".join(map(str, scale))
+    return [f"OBJECT_SCALE: expected two shares, the smaller one first, found {shown}"]
 
 
 def _by_option(fault: str, given: dict[str, Any]) -> str:

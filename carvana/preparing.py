@@ -476,13 +476,13 @@ def _put_in_place(staging: Path, out: Path, force: bool) -> None:
                 system.move_folder(out / name, old / name)
         for name in new_names:
             system.move_folder(new / name, out / name)
+        system.move_folder(old, staging / "replaced")  # from here on _undo would not put it back
     except BaseException:
         for name in new_names:
             if not (new / name).exists():
                 system.move_folder(out / name, new / name)
         _undo(staging, out)
         raise
-    system.move_folder(old, staging / "replaced")  # from here on _undo would not put it back
 
 
 def _undo(staging: Path, out: Path) -> None:

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 from carvana import options
 from carvana.classes import Classes
-from carvana.compositing import find_backgrounds
+from carvana.compositing import check_backgrounds
 from carvana.errors import UserError, raise_all, result_or_error
 from carvana.files import same_file, same_place
 from carvana.locks import output_locks
@@ -128,7 +128,7 @@ def _check_data(cfg: SimpleNamespace) -> list[Pair]:
         raise_all([result_or_error(check_folders, training, naming=naming), missing])
     pairs, _ = check_folders(training, validation, naming=naming)
     if cfg.BACKGROUNDS_DIR:
-        find_backgrounds(cfg.BACKGROUNDS_DIR)
+        check_backgrounds(cfg.BACKGROUNDS_DIR)
     return pairs
 
 

@@ -98,7 +98,7 @@ def set_malloc_options(options: Mapping[int, int]) -> None:
 
 
 def is_running(thread: int) -> bool:
-    """Return whether a thread has yet to exit, of its native id; only Linux, which forks, tells."""
+    """Return whether the thread with this native id has yet to exit; False but on Linux."""
     return os.path.exists(f"/proc/self/task/{thread}")
 
 
@@ -162,8 +162,11 @@ def child_handler_kept() -> Iterator[None]:
         yield
         return
     handler = signal.getsignal(signal.SIGCHLD)
-    yield
-    signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield
+    finally:
+        if handler is not None:  # one that was not set by Python
+            signal.signal(signal.SIGCHLD, handler)
 
 
 # ---------------------------------------------------------------- files

@@ -8,17 +8,15 @@ import numpy as np
 
 from carvana.classes import Classes
 from carvana.errors import UserError, result_or_error, warn
-from carvana.images import read_hard_mask, stored_values
+from carvana.images import MOST_ADVISERS, read_hard_mask, stored_values
 from carvana.mask_values import StoredValues, WrongValues, find_two_values
 from carvana.threads import map_in_threads
-
-MOST_LOOKED_AT = 100  # masks of a set
 
 
 def settle_values(masks: Sequence[Path], classes: Classes, announce: bool = True) -> Classes:
     """Return the classes with the two values that a set's masks hold, where these are unusual.
 
-    Mostly the first mask tells that they are not. What a look at some masks cannot settle is left
+    Usually the first mask tells that they are not. What a look at some masks cannot settle is left
     to the reader, which refuses it.
 
     Args:
@@ -27,7 +25,7 @@ def settle_values(masks: Sequence[Path], classes: Classes, announce: bool = True
     """
     if not classes.single or classes.values or classes.threshold >= 0:
         return classes
-    step = max(1, -(-len(masks) // MOST_LOOKED_AT))
+    step = max(1, -(-len(masks) // MOST_ADVISERS))
     sample = masks[::step]
     if not _are_unusual(sample, classes):
         return classes
@@ -49,7 +47,7 @@ def _are_unusual(masks: Sequence[Path], classes: Classes) -> bool:
     for mask in masks:
         try:
             if np.ptp(read_hard_mask(mask, classes)):
-                return bool(stored_values(mask).colors)
+                return stored_values(mask).needs_choice
         except UserError as error:
             if isinstance(error.__cause__, WrongValues):
                 return True

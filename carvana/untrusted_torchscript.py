@@ -340,7 +340,7 @@ class StorageType(NamedTuple):
 class Storage(NamedTuple):
     """Stands for the numbers of a tensor."""
 
-    count: int  # type: ignore[assignment]  # of a tuple, which nobody asks for
+    count: int  # type: ignore[assignment]  # hides tuple.count
 
 
 class Tensor:

@@ -9,6 +9,7 @@ import pytest
 from helpers import run_script, scene, tiny_options, write_model
 from PIL import Image
 
+from carvana import two_values
 from carvana.classes import SINGLE, Classes
 from carvana.errors import UserError
 from carvana.images import read_hard_mask, read_target
@@ -249,7 +250,7 @@ TAKEN = {
     "red on black": TwoValuedSet(
         colors(BLACK, RED),
         (0, 76),
-        r"0 is taken for background \(the darker and at most borders\), 76 for foreground.* "
+        r"0 is taken for background \(the borders of most masks show it\), 76 for foreground.* "
         'As two classes: --classes background car --palette "#000000" "#ff0000"$',
     ),
     "blue on yellow": TwoValuedSet(
@@ -261,7 +262,7 @@ TAKEN = {
     "dark on light": TwoValuedSet(
         gray(90, 30),
         (90, 30),
-        r"90 is taken for background \(at most borders, though the lighter\), 30 for foreground; "
+        r"90 is taken for background \(the borders of most masks show it\), 30 for foreground; "
         "if it is the other way round, add --mask-values 30 90$",
     ),
     "1 2": TwoValuedSet(gray(1, 2), (1, 2), "1 is taken for background"),
@@ -272,6 +273,13 @@ TAKEN = {
     "palette's indices": TwoValuedSet(
         palette(BLACK, (0, 128, 0), (0, 2)), (0, 2), "0 is taken for background"
     ),
+    "red on white, of a palette": TwoValuedSet(
+        palette(WHITE, RED), (0, 1), "0 is taken for background"
+    ),
+    "white on red, of a palette": TwoValuedSet(
+        palette(RED, WHITE, (5, 3)), (5, 3), "5 is taken for background"
+    ),
+    "red on white": TwoValuedSet(colors(WHITE, RED), (255, 76), "255 is taken for background"),
     "alpha": TwoValuedSet(with_alpha(gray(9, 9), 0, 100), (0, 100), "100 for foreground"),
 }
 
@@ -419,8 +427,9 @@ def test_run_on_two_values_resumes_and_its_data_are_checked(tmp_path, no_report)
     assert "MASK_VALUES" not in resumed.stderr + resumed.stdout
 
 
-def test_third_value_is_refused_after_two_were_taken(tmp_path, no_report):
-    write_set(tmp_path, gray(0, 76), count=201)
+def test_third_value_is_refused_after_two_were_taken(tmp_path, no_report, monkeypatch):
+    monkeypatch.setattr(two_values, "MOST_ADVISERS", 2)
+    write_set(tmp_path, gray(0, 76), count=12)
     gray(0, 200)(truth_of(1)).save(tmp_path / "masks/1.png")  # not among those looked at first
     for script in SCRIPTS.values():
         stderr = run_script(tmp_path, *script, status=2).stderr

@@ -25,6 +25,7 @@ import utils
 from carvana import options
 from carvana.classes import SINGLE
 from carvana.errors import user_errors
+from carvana.files import replacing
 from carvana.images import read_hard_mask, read_image
 from carvana.pairs import Pair, find_pairs
 from carvana.threads import map_in_threads
@@ -60,7 +61,9 @@ def parse_args() -> argparse.Namespace:
     options.add_model_option(parser, "checkpoint or exported model")
     options.add_pair_folders(parser, "data/test_images/", "data/test_masks/")
     parser.add_argument("--json", metavar="FILE", help="write the scores there")
-    return parser.parse_args()
+    args = parser.parse_args()
+    options.check_json_folder(args.json)
+    return args
 
 
 def damaged(image: Image.Image, damage: Damage, rng: np.random.Generator) -> Image.Image:
@@ -116,7 +119,8 @@ def main() -> None:
         table[name] = score(args.model, pairs, damage)
         print(f"| {name} | {np.mean(table[name]):.4f} | {np.min(table[name]):.4f} |")
     if args.json:
-        Path(args.json).write_text(json.dumps(table, indent=1), encoding="utf-8")
+        with replacing(args.json) as temporary:
+            temporary.write_text(json.dumps(table, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

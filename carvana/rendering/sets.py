@@ -139,7 +139,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
-    os._exit(1)
+        os._exit(1)
 
 
 def _render_pair(job: Job) -> None:
