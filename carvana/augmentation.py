@@ -127,9 +127,7 @@ def _camera_and_web(augmentation: Augmentation) -> list[Any]:
         steps.append(
             A.OneOf(
                 [
-                    A.GaussianBlur(
-                        blur_limit=0, sigma_limit=(min(0.2, augmentation.blur), augmentation.blur)
-                    ),
+                    A.GaussianBlur(blur_limit=0, sigma_limit=deviations),
                     A.MotionBlur(blur_limit=(3, max(3, largest))),
                 ],
                 p=HALF,
