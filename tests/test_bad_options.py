@@ -71,6 +71,9 @@ TRAIN = [  # options of train.py, message
         r"M parameters and batches of 16 images of 160x240 take at least [\d,]+ GB, but this "
         r"machine has [\d,]+ GB; make FEATURES",
     ),
+    ("--object-scale 1.2 0.35", r"--object-scale: expected two shares, the smaller one first"),
+    ("--object-scale 0.5", r"--object-scale: expected two shares, .*, found 0.5"),
+    ("--jpeg-quality 0", r"--jpeg-quality: expected 1..100, found 0"),
     (
         "--batch-size 65536 --image-height 16384 --image-width 16384",
         r"take at least [\d,]+ GB",

@@ -1,6 +1,7 @@
 """Training images: augmentations that belong to seed, epoch and image, and their order."""
 
 import numpy as np
+import pytest
 import torch
 from helpers import scene, split_folders
 
@@ -48,3 +49,35 @@ def test_sampler_permutes_the_images_in_each_epoch(data):
     assert orders[0] != orders[1] != orders[2]
     loader.sampler.epoch = 1
     assert list(loader.sampler) == epochs[1]
+
+
+FAULTS = {
+    "gamma": 0.5,
+    "white_balance": 0.3,
+    "gray": 1.0,
+    "blur": 4.0,
+    "noise": 30.0,
+    "downscale": 0.2,
+    "jpeg_quality": 10,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_change_images_but_neither_masks_nor_sizes(fault):
+    photograph, mask = scene(3)
+    mask = mask.astype(np.float32)
+    plain = {"rotate": 0, "horizontal_flip": 0, "vertical_flip": 0}
+    unchanged = train_transform(Augmentation(**plain))
+    assert torch.equal(
+        unchanged(image=photograph, mask=mask)["image"],
+        torch.from_numpy(photograph).permute(2, 0, 1),
+    )
+    spoil = train_transform(Augmentation(**plain, **{fault: FAULTS[fault]}))
+    changes = 0
+    for seed in range(20):
+        spoil.set_random_seed(seed)
+        item = spoil(image=photograph, mask=mask)
+        assert item["image"].shape == (3, *mask.shape)
+        assert torch.equal(item["mask"], torch.from_numpy(mask))
+        changes += not np.array_equal(item["image"].permute(1, 2, 0), photograph)
+    assert changes >= 4
