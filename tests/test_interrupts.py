@@ -23,7 +23,7 @@ from helpers import (
 )
 
 import train
-from carvana import distributed, interrupts
+from carvana import distributed, interrupts, system
 from carvana.checkpoint import read_checkpoint
 from carvana.epochs import PartialEpoch
 from carvana.errors import UserError
@@ -172,6 +172,8 @@ def test_interruption_by_a_signal_that_is_ignored_is_none():
 )
 def test_interruption_of_the_command_is_resumed_by_the_next(data, run, number, status):
     """The whole process group gets the signal, as from a terminal; workers leave it to train.py."""
+    if number == signal.SIGHUP and system.start_method() == "spawn":
+        pytest.skip("Python's own process that counts shared memory prints a traceback")
     arguments = tiny_options(NUM_WORKERS=1, BATCH_SIZE=2, PRECISION="auto")
     process = subprocess.Popen(
         script_command("train.py", *arguments, "--num-epochs", 100_000),
