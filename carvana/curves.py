@@ -178,8 +178,8 @@ def histograms(values_by_title: dict[str, list[float]]) -> Chart:
         numbers = np.array(values)
         numbers = numbers[np.isfinite(numbers)]
         _draw_histogram(chart, axes, title, numbers)
-        if len(values):
-            medians.append(f"{title} {np.median(values):.3g}")
+        if len(numbers):
+            medians.append(f"{title} {np.median(numbers):.3g}")
     chart.description = f"Histograms; medians: {', '.join(medians)}"
     return chart
 

@@ -8,6 +8,7 @@ from helpers import scene, write_mask, write_pairs
 from PIL import Image
 
 from carvana.classes import SINGLE
+from carvana.curves import histograms
 from carvana.outlines import OutlineNoise, describe_noise, outline_noise
 from carvana.pairs import find_pairs
 from carvana.survey import PairFacts, mean_masks, measure_pair
@@ -126,6 +127,11 @@ def test_outline_noise_of_masks_that_are_off_is_measured(tmp_path):
     assert 1.2 < distances.mean() < 2.2
     assert "scores Dice 0.9" in describe_noise(noises)
     assert describe_noise([OutlineNoise(np.empty(0), np.nan)]).startswith("too few")
+
+
+def test_histograms_leave_out_what_is_not_a_number():
+    chart = histograms({"some": [1.0, float("nan"), 3.0], "none": [float("nan")]})
+    assert chart.description == "Histograms; medians: some 2"
 
 
 def test_explore_takes_a_set_of_empty_masks(tmp_path, run):
