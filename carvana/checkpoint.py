@@ -24,7 +24,6 @@ from carvana.model_config import check_model_config, model_config
 from carvana.naming import AFFIX_CONSTANTS
 from carvana.options import option_words
 from carvana.schema import short
-from carvana.untrusted import is_zip
 from carvana.untrusted_tensors import load_tensors
 from carvana.weights import (
     LAST_WEIGHT,
@@ -277,10 +276,7 @@ def _load(filename: str | Path, device: str | torch.device = "cpu") -> Any:
     """Return what torch.save wrote. Raises nearly anything if the file is not as written."""
     with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
         warnings.simplefilter("ignore")  # about what is odd in a file of others
-        if is_zip(filename):
-            return load_tensors(filename, device)
-        # torch before 1.6 wrote none.
-        return torch.load(filename, map_location=device, weights_only=True)
+        return load_tensors(filename, device)
 
 
 def holds_dict(path: str | Path) -> bool:

@@ -169,10 +169,7 @@ def _load_whole_model(
     """
     # Only these classes: nothing else that the file names is imported.
     with torch.serialization.safe_globals([*network_classes, *LAYERS]):
-        if is_zip(path):
-            pickled = load_tensors(path, device)
-        else:  # torch before 1.6 wrote none
-            pickled = torch.load(path, map_location=device, weights_only=True)
+        pickled = load_tensors(path, device)
     if type(pickled) is not network_classes[0]:
         raise ValueError(f"no UNET but {kind_of(pickled)}")
     weights = _collect_weights(pickled)

@@ -198,9 +198,7 @@ class SnippetRunner:
     def __init__(self, name: str, folder: str) -> None:
         os.chdir(folder)
         sys.path.insert(0, str(PROJECT))
-        from carvana.system import limit_cores
-
-        limit_cores(THREADS)
+        system.limit_cores(THREADS)
         self.run = FORMATS[name].run
         self.names: dict[str, Any] = {}
         warnings.simplefilter("ignore")

@@ -703,7 +703,18 @@ def advise_on_files(masks: Sequence[Path], classes: Classes, wrong_masks: int) -
     """
     if not is_widespread(wrong_masks, len(masks)):
         return ""
+    return advise(sample_stored_values(masks), classes)
+
+
+def sample_masks(masks: Sequence[Path]) -> Sequence[Path]:
+    """Return the masks of a set that are looked at to tell what its values mean."""
+    step = max(1, -(-len(masks) // MOST_ADVISERS))
+    return masks[::step]
+
+
+def sample_stored_values(masks: Sequence[Path]) -> list[StoredValues]:
+    """Return the values of a sample of masks, of those that can be read."""
     read = functools.partial(result_or_error, stored_values)
-    step = -(-len(masks) // MOST_ADVISERS)
-    results = map_in_threads(read, masks[::step], "looking for the masks' values", " masks")
-    return advise([result for result in results if isinstance(result, StoredValues)], classes)
+    sample = sample_masks(masks)
+    results = map_in_threads(read, sample, "looking for the masks' values", " masks")
+    return [result for result in results if isinstance(result, StoredValues)]

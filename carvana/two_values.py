@@ -1,16 +1,14 @@
 """Masks of one class in two colors, or of two values none of which is white: which is which."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from carvana.classes import Classes
-from carvana.errors import UserError, result_or_error, warn
-from carvana.images import MOST_ADVISERS, read_hard_mask, stored_values
-from carvana.mask_values import StoredValues, WrongValues, find_two_values
-from carvana.threads import map_in_threads
+from carvana.errors import UserError, warn
+from carvana.images import read_hard_mask, sample_masks, sample_stored_values, stored_values
+from carvana.mask_values import WrongValues, find_two_values
 
 
 def settle_values(masks: Sequence[Path], classes: Classes, announce: bool = True) -> Classes:
@@ -25,13 +23,9 @@ def settle_values(masks: Sequence[Path], classes: Classes, announce: bool = True
     """
     if not classes.single or classes.values or classes.threshold >= 0:
         return classes
-    step = max(1, -(-len(masks) // MOST_ADVISERS))
-    sample = masks[::step]
-    if not _are_unusual(sample, classes):
+    if not _are_unusual(sample_masks(masks), classes):
         return classes
-    read = functools.partial(result_or_error, stored_values)
-    results = map_in_threads(read, sample, "looking for the masks' values", " masks")
-    found = find_two_values([result for result in results if isinstance(result, StoredValues)])
+    found = find_two_values(sample_stored_values(masks))
     if found is None:
         return classes
     if announce:

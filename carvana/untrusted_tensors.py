@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from carvana.untrusted import Refused, quoted, read_records, write_records
+from carvana.untrusted import Refused, is_zip, quoted, read_records, write_records
 
 # What torch reads with weights_only=True. Others may take memory or time without end.
 OPCODES = {
@@ -32,15 +32,17 @@ STORAGE_BYTES = {  # of a number, by torch's names of storages
 
 
 def load_tensors(path: str | Path | bytes, device: str | torch.device = "cpu") -> Any:
-    """Return what torch.save wrote into a zip. Code in it does not run.
+    """Return what torch.save wrote. Code in it does not run.
 
     Args:
-        path: of a file, or its content.
+        path: of a file, or the content of a zip.
 
     Raises:
         Refused: a tensor is larger than its data, or the zip could be read in two ways.
-        Exception: of nearly any kind, if it is no sound zip of torch.save.
+        Exception: of nearly any kind, if it is not as torch.save wrote it.
     """
+    if not isinstance(path, bytes) and not is_zip(path):  # torch before 1.6 wrote none
+        return torch.load(path, map_location=device, weights_only=True)
     records = read_records(path)
     _check_storages(records["data.pkl"], {name: len(data) for name, data in records.items()})
     return torch.load(write_records(records), map_location=device, weights_only=True)

@@ -9,7 +9,7 @@ import pytest
 from helpers import run_script, scene, tiny_options, write_model
 from PIL import Image
 
-from carvana import two_values
+from carvana import images
 from carvana.classes import SINGLE, Classes
 from carvana.errors import UserError
 from carvana.images import read_hard_mask, read_target
@@ -428,7 +428,7 @@ def test_run_on_two_values_resumes_and_its_data_are_checked(tmp_path, no_report)
 
 
 def test_third_value_is_refused_after_two_were_taken(tmp_path, no_report, monkeypatch):
-    monkeypatch.setattr(two_values, "MOST_ADVISERS", 2)
+    monkeypatch.setattr(images, "MOST_ADVISERS", 2)
     write_set(tmp_path, gray(0, 76), count=12)
     gray(0, 200)(truth_of(1)).save(tmp_path / "masks/1.png")  # not among those looked at first
     for script in SCRIPTS.values():
