@@ -90,6 +90,14 @@ class Loader(importlib.machinery.SourceFileLoader):
         super().exec_module(module)
 
 
+def is_of_project(path):
+    """Say whether a file is the project's: no test of it, no library installed in its folder."""
+    if ROOT not in path.parents:
+        return False
+    folders = path.relative_to(ROOT).parts[:-1]
+    return "tests" not in folders and "site-packages" not in folders
+
+
 class Finder(importlib.abc.MetaPathFinder):
     """Finds the project's modules, but not its tests."""
 
@@ -97,8 +105,7 @@ class Finder(importlib.abc.MetaPathFinder):
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         if spec is None or not isinstance(spec.loader, importlib.machinery.SourceFileLoader):
             return None
-        origin = Path(spec.origin)
-        if ROOT not in origin.parents or ROOT / "tests" in origin.parents:
+        if not is_of_project(Path(spec.origin)):
             return None
         spec.loader = Loader(name, spec.origin)
         return spec
