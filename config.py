@@ -98,6 +98,10 @@ BACKGROUND_SHARE: Fraction = 0.7  # of the images that get another background
 # how much of the frame such an object fills, in its longer direction, from and to; over 1 it is
 # cut off
 OBJECT_SCALE: ScaleRange = [0.35, 1.2]
+# vary the strength of each of an object's channels: standard deviation of its logarithm
+OBJECT_TINT: Annotated[float, Range(0.0, 1.0)] = 0.05
+# probability of another, smaller object behind, which the mask leaves out
+BYSTANDERS: Probability = 0.0
 # each of these befalls half of the images, but for GRAY, and is off at its default
 GAMMA: Annotated[float, Range(0.0, 0.9, "share")] = 0.0  # vary the exponent of levels by up to this
 # vary the strength of each channel by up to this
@@ -288,6 +292,8 @@ PRESETS = {
         "ROTATE": 0.0,
         "VERTICAL_FLIP": 0.0,
         "SCALE_JITTER": 0.15,
+        "OBJECT_TINT": 0.3,
+        "BYSTANDERS": 0.35,
         "COLOR_JITTER": 0.3,
         "GAMMA": 0.3,
         "WHITE_BALANCE": 0.1,

@@ -87,7 +87,8 @@ class CarvanaDataset(Dataset):
         image, mask = self.read(index)
         sequence = np.random.SeedSequence([self.seed, epoch, index % len(self)])
         if self.compositor:
-            image, mask = self.compositor(image, mask, np.random.default_rng(sequence))
+            rng = np.random.default_rng(sequence)
+            image, mask = self.compositor(image, mask, rng, self)
         if self.reading.classes.single:
             mask = mask.astype(np.float32) / 255
         if self.transform is None:

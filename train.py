@@ -215,7 +215,12 @@ class Trainer:
         cfg = self.cfg
         if not cfg.BACKGROUNDS_DIR:
             return None
-        settings = Compositing(cfg.BACKGROUND_SHARE, tuple(cfg.OBJECT_SCALE))
+        settings = Compositing(
+            cfg.BACKGROUND_SHARE,
+            tuple(cfg.OBJECT_SCALE),
+            tint=cfg.OBJECT_TINT,
+            bystanders=cfg.BYSTANDERS,
+        )
         return Compositor(cfg.BACKGROUNDS_DIR, settings, self.classes, cfg.IN_CHANNELS)
 
     def make_model(self) -> UNET:

@@ -6,9 +6,9 @@ After Dwibedi et al., "Cut, Paste and Learn", ICCV 2017 (arXiv:1708.01642), and 
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -24,14 +24,17 @@ OPAQUE = 250  # alpha from which a pixel has the object's own color
 EDGE = 7  # pixels around, from which a soft edge takes its color
 LEAST_VISIBLE = 0.6  # of an object's width and height lies within the frame, if there is room
 TURN = 8.0  # degrees either way: cameras are held nearly level
+SHEAR = 0.08  # of the height, sideways, by up to this
 ZOOM = 2.0  # background photographs are enlarged by up to this
+BAR_WIDTH = (0.05, 0.25)  # of the frame
+COMMON_COLORS = (255, 255, 255, 240, 200, 0)  # gray levels of plain backgrounds and of bars
 GAIN = 0.25  # standard deviation of the logarithm of the light's strength
-TINT = 0.05  # likewise, of each channel
 MATCHING = 0.5  # of the difference in brightness to the background is taken away, at most
 SHADOW = (0.2, 0.8)  # of the light that the ground under an object lacks
 SHADOW_HEIGHT = (0.04, 0.12)  # of the object's height
 SHADOW_SCALE = 4  # shadows are blurred at a fraction of the size
 LARGEST_GAIN = 2.0
+BYSTANDER = 0.6  # times an object's size is that of one behind it
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,24 @@ class Compositing:
     share: float = 0.7  # of the pictures get another background
     scale: tuple[float, float] = (0.35, 1.2)  # of the frame, that the object fills
     squeeze: float = 1.4  # width to height becomes larger or smaller by up to this factor
+    tint: float = 0.05  # standard deviation of the logarithm of an object's gain in each channel
+    bystanders: float = 0.0  # probability of another object behind, which is background
+    plain: float = 0.12  # of the backgrounds are of one color, as in catalogs
+    bars: float = 0.12  # of the others have a bar at opposite sides, as in advertisements
+
+    def of_bystanders(self) -> "Compositing":
+        """Return the settings of objects behind, which are smaller than the one before them."""
+        smallest, largest = self.scale
+        return replace(self, scale=(BYSTANDER * smallest, BYSTANDER * largest))
+
+
+class Pictures(Protocol):
+    """A data set, from which objects behind are taken."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a picture and its mask, as Compositor takes them."""
 
 
 class Box(NamedTuple):
@@ -99,7 +120,7 @@ class Compositor:
         self.channels = channels
 
     def __call__(
-        self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
+        self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator, others: Pictures
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return a picture and its mask, with another background perhaps.
 
@@ -108,22 +129,38 @@ class Compositor:
             mask: uint8 (H, W), the object's share of each pixel in 1/255; of several classes
                 their indices.
             rng: decides everything.
+            others: have the objects that may stand behind.
         """
+        if not mask.any() or rng.random() >= self.settings.share:
+            return image, mask
+        background = self._draw_background(rng, mask.shape)
+        if rng.random() < self.settings.bystanders:
+            other = others.read(int(rng.integers(len(others))))
+            behind = self._place(*other, background, self.settings.of_bystanders(), rng)
+            background = behind[0] if behind else background
+        return self._place(image, mask, background, self.settings, rng) or (image, mask)
+
+    def _place(
+        self,
+        image: np.ndarray,
+        mask: np.ndarray,
+        background: np.ndarray,
+        settings: Compositing,
+        rng: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return a picture's object before a background, and its mask there; None if unseen."""
         alpha = self._alpha(mask)
         box = _box_of(alpha)
-        if box is None or rng.random() >= self.settings.share:
-            return image, mask
-        height, width = mask.shape
-        background = self._draw_background(rng, (height, width))
-        matrix = _draw_placement(rng, box, (height, width), self.settings)
-        colors = _own_colors(image, alpha)
-        frame = (width, height)
-        colors = cv2.warpAffine(colors, matrix, frame).reshape(image.shape)
+        if box is None:
+            return None
+        matrix = _draw_placement(rng, box, mask.shape, settings)
+        frame = mask.shape[::-1]
+        colors = cv2.warpAffine(_own_colors(image, alpha), matrix, frame).reshape(image.shape)
         alpha = cv2.warpAffine(alpha, matrix, frame)
         placed_box = _box_of(alpha)
         if placed_box is None:
-            return image, mask
-        colors = _relight(colors, alpha, background, rng)
+            return None
+        colors = _relight(colors, alpha, background, settings.tint, rng)
         background = _with_shadow(background, placed_box, rng)
         return _blend(colors, background, alpha), self._move_mask(mask, matrix, alpha)
 
@@ -142,6 +179,15 @@ class Compositor:
         return np.where(alpha > 127, moved, 0).astype(np.uint8)
 
     def _draw_background(self, rng: np.random.Generator, size: Size) -> np.ndarray:
+        """Return a plain color or a part of a photograph, uint8 (H, W, channels)."""
+        if rng.random() < self.settings.plain:
+            return _draw_gradient(rng, size, self.channels)
+        part = self._draw_part(rng, size)
+        if rng.random() < self.settings.bars:
+            _paint_bars(part, rng)
+        return part
+
+    def _draw_part(self, rng: np.random.Generator, size: Size) -> np.ndarray:
         """Return a part of a photograph, uint8 (H, W, channels)."""
         path = self.photographs[rng.integers(len(self.photographs))]
         height, width = picture_size(path)
@@ -161,6 +207,22 @@ class Compositor:
             part = part[:, ::-1]
         part = cv2.resize(np.ascontiguousarray(part), size[::-1], interpolation=cv2.INTER_LINEAR)
         return part.reshape(*size, self.channels)
+
+
+def _draw_gradient(rng: np.random.Generator, size: Size, channels: int) -> np.ndarray:
+    """Return a color that becomes a little brighter or darker downwards, uint8 (H, W, channels)."""
+    level = np.float64(rng.choice(COMMON_COLORS))
+    color = level if rng.random() < 0.5 else rng.uniform(0, 255, channels)
+    rows = np.linspace(color, color + rng.uniform(-60, 60), size[0]).reshape(size[0], 1, -1)
+    return np.broadcast_to(np.clip(rows, 0, 255), (*size, channels)).astype(np.uint8)
+
+
+def _paint_bars(picture: np.ndarray, rng: np.random.Generator) -> None:
+    """Paint a bar along two opposite sides of a picture, uint8 (H, W, channels)."""
+    if rng.random() < 0.3:
+        picture = picture.swapaxes(0, 1)
+    width = round(picture.shape[0] * rng.uniform(*BAR_WIDTH))
+    picture[:width] = picture[-width:] = rng.choice(COMMON_COLORS)
 
 
 def _draw_factor(rng: np.random.Generator, largest: float) -> float:
@@ -191,7 +253,8 @@ def _draw_placement(
         scale_x = -scale_x
     angle = math.radians(rng.uniform(-TURN, TURN))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    linear = turn * np.array([scale_x, scale_y])
+    stretch = np.array([[scale_x, scale_x * rng.uniform(-SHEAR, SHEAR)], [0, scale_y]])
+    linear = turn @ stretch
     middle = np.array([box.left + box.width / 2, box.top + box.height / 2])
     shift = np.array([center_x, center_y]) - linear @ middle
     return np.column_stack([linear, shift])
@@ -224,7 +287,11 @@ def _own_colors(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _relight(
-    colors: np.ndarray, alpha: np.ndarray, background: np.ndarray, rng: np.random.Generator
+    colors: np.ndarray,
+    alpha: np.ndarray,
+    background: np.ndarray,
+    tint: float,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Return an object in another light, whose strength partly follows the background's."""
     object_level = max(1.0, cv2.mean(colors, alpha)[0])
@@ -232,7 +299,7 @@ def _relight(
     gain = math.exp(rng.normal(0, GAIN))
     gain *= (background_level / object_level) ** rng.uniform(0, MATCHING)
     gain = min(max(gain, 1 / LARGEST_GAIN), LARGEST_GAIN)
-    gains = gain * np.exp(rng.normal(0, TINT, colors.shape[2]))
+    gains = gain * np.exp(rng.normal(0, tint, colors.shape[2]))
     levels = np.clip(np.arange(256)[:, None] * gains, 0, 255).round().astype(np.uint8)
     return cv2.LUT(colors, levels[None]).reshape(colors.shape)
 

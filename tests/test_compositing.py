@@ -1,6 +1,7 @@
 """Objects put before other photographs: what becomes of pictures, masks and runs."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from dataset import CarvanaDataset
 
 GREEN = (20, 200, 40)
 PARTS = Classes(("background", "body", "wheels"))
-ALWAYS = Compositing(share=1.0)
+ALWAYS = Compositing(share=1.0, plain=0.0, bars=0.0)
 
 
 @pytest.fixture
@@ -37,8 +38,27 @@ def red_disk(height=64, width=96):
     return image, inside.astype(np.uint8) * 255
 
 
-def draws(compositor, image, mask, count=30):
-    return [compositor(image, mask, np.random.default_rng(seed)) for seed in range(count)]
+class Crowd:
+    """A data set of one disk, in a color of its own."""
+
+    def __init__(self, color):
+        image, self.disk = red_disk()
+        self.image = np.where(self.disk[..., None] > 0, color, image).astype(np.uint8)
+
+    def __len__(self):
+        return 1
+
+    def read(self, index):
+        assert index == 0
+        return self.image, self.disk
+
+
+BLUE_CROWD = Crowd((20, 30, 220))
+
+
+def draws(compositor, image, mask, count=30, others=BLUE_CROWD):
+    generators = map(np.random.default_rng, range(count))
+    return [compositor(image, mask, generator, others) for generator in generators]
 
 
 def test_masks_show_where_objects_are(meadow):
@@ -70,7 +90,7 @@ def test_edges_keep_nothing_of_the_old_background(meadow):
 
 def test_every_object_stays_in_the_frame(meadow):
     image, mask = red_disk()
-    settings = Compositing(share=1.0, scale=(0.05, 4.0))
+    settings = replace(ALWAYS, scale=(0.05, 4.0))
     for _, drawn in draws(Compositor(meadow, settings, SINGLE, 3), image, mask, 100):
         assert (drawn > 127).any()
 
@@ -84,6 +104,44 @@ def test_share_and_empty_masks_leave_pictures_alone(meadow):
     for drawn, drawn_mask in draws(Compositor(meadow, ALWAYS, SINGLE, 3), image, nothing):
         assert drawn is image
         assert drawn_mask is nothing
+
+
+def test_objects_behind_are_background(meadow):
+    """The other disk is blue: it is smaller, never masked, and often partly hidden."""
+    settings = replace(ALWAYS, bystanders=0.5)
+    drawn = draws(Compositor(meadow, settings, SINGLE, 3), *red_disk(), 60)
+    blue = [image[..., 2].astype(int) - image[..., :2].max(axis=2) > 0 for image, _ in drawn]
+    seen = [bool(pixels.any()) for pixels in blue]
+    assert 10 < sum(seen) < 45  # half of them, but for those that are hidden
+    for (_, mask), pixels in zip(drawn, blue, strict=True):
+        assert not pixels[mask == 255].any()
+    masked = sum((mask > 127).sum() for (_, mask), one in zip(drawn, seen, strict=True) if one)
+    assert sum(pixels.sum() for pixels in blue) < masked
+
+
+def test_plain_backgrounds_and_bars(meadow):
+    """A row of a plain background has one color; bars lie along two opposite sides."""
+    image, mask = red_disk()
+    plain = Compositor(meadow, replace(ALWAYS, plain=1.0, scale=(0.2, 0.3)), SINGLE, 3)
+    colors = set()
+    for picture, _ in draws(plain, image, mask):
+        assert (picture[0] == picture[0, 0]).all() or (picture[-1] == picture[-1, 0]).all()
+        colors.add(tuple(picture[0, 0]))
+    assert len(colors) > 10
+    barred = Compositor(meadow, replace(ALWAYS, bars=1.0, scale=(0.2, 0.3)), SINGLE, 3)
+    for picture, _ in draws(barred, image, mask):
+        corners = picture[[0, 0, -1, -1], [0, -1, 0, -1], 0]
+        assert np.bincount(corners).max() >= 3  # the disk or its shadow may be on the fourth
+
+
+@pytest.mark.parametrize("tint", [0.0, 0.5])
+def test_tint_varies_colors(meadow, tint):
+    image, mask = red_disk()
+    image[mask > 0] = 120
+    compositor = Compositor(meadow, replace(ALWAYS, tint=tint), SINGLE, 3)
+    drawn = draws(compositor, image, mask)
+    grays = [np.ptp(picture[mask == 255].mean(axis=0)) < 2 for picture, mask in drawn]
+    assert all(grays) == (tint == 0)
 
 
 def test_classes_move_with_their_objects(meadow):
