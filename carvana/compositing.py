@@ -33,6 +33,9 @@ MATCHING = 0.5  # of the difference in brightness to the background is taken awa
 SHADOW = (0.2, 0.8)  # of the light that the ground under an object lacks
 SHADOW_HEIGHT = (0.04, 0.12)  # of the object's height
 SHADOW_SCALE = 4  # shadows are blurred at a fraction of the size
+REFLECTION = (0.2, 0.7)  # of the object's light comes back, less and less
+REFLECTION_HEIGHT = (0.2, 0.8)  # of the object's height, at which nothing is left of it
+REFLECTION_BLUR = (0.5, 3.0)  # pixels, standard deviation
 LARGEST_GAIN = 2.0
 BYSTANDER = 0.6  # times an object's size is that of one behind it
 
@@ -43,11 +46,12 @@ class Compositing:
 
     share: float = 0.7  # of the pictures get another background
     scale: tuple[float, float] = (0.35, 1.2)  # of the frame, that the object fills
-    squeeze: float = 1.4  # width to height becomes larger or smaller by up to this factor
+    squeeze: float = 1.7  # width to height becomes larger or smaller by up to this factor
     tint: float = 0.05  # standard deviation of the logarithm of an object's gain in each channel
     bystanders: float = 0.0  # probability of another object behind, which is background
     plain: float = 0.12  # of the backgrounds are of one color, as in catalogs
     bars: float = 0.12  # of the others have a bar at opposite sides, as in advertisements
+    reflected: float = 0.15  # of the objects are mirrored in the ground, as in showrooms
 
     def of_bystanders(self) -> "Compositing":
         """Return the settings of objects behind, which are smaller than the one before them."""
@@ -162,6 +166,8 @@ class Compositor:
             return None
         colors = _relight(colors, alpha, background, settings.tint, rng)
         background = _with_shadow(background, placed_box, rng)
+        if rng.random() < settings.reflected:
+            background = _with_reflection(background, colors, alpha, placed_box, rng)
         return _blend(colors, background, alpha), self._move_mask(mask, matrix, alpha)
 
     def _alpha(self, mask: np.ndarray) -> np.ndarray:
@@ -319,6 +325,27 @@ def _with_shadow(background: np.ndarray, box: Box, rng: np.random.Generator) -> 
     shade = cv2.GaussianBlur(shade, (0, 0), softness)
     light = 1 - cv2.resize(shade, (width, height), interpolation=cv2.INTER_LINEAR)
     return (background * light[..., None]).astype(np.uint8)
+
+
+def _with_reflection(
+    background: np.ndarray,
+    colors: np.ndarray,
+    alpha: np.ndarray,
+    box: Box,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return a background in whose ground an object is mirrored, which stands in a box."""
+    height, width = alpha.shape
+    bottom = box.top + box.height
+    upside_down = np.array([[1.0, 0.0, 0.0], [0.0, -1.0, 2.0 * bottom - 1]])
+    blur = rng.uniform(*REFLECTION_BLUR)
+    mirrored = cv2.warpAffine(colors, upside_down, (width, height))
+    mirrored = cv2.GaussianBlur(mirrored, (0, 0), blur).reshape(colors.shape)
+    depths = (np.arange(height, dtype=np.float32) - bottom) / box.height  # below the object
+    fading = np.clip(1 - depths / rng.uniform(*REFLECTION_HEIGHT), 0, 1) * (depths >= 0)
+    strengths = (rng.uniform(*REFLECTION) * fading)[:, None].astype(np.float32)
+    share = cv2.warpAffine(alpha, upside_down, (width, height)) * np.float32(1 / 255) * strengths
+    return cv2.blendLinear(mirrored, background, share, 1 - share).reshape(colors.shape)
 
 
 def _blend(colors: np.ndarray, background: np.ndarray, alpha: np.ndarray) -> np.ndarray:

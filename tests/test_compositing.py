@@ -16,7 +16,7 @@ from dataset import CarvanaDataset
 
 GREEN = (20, 200, 40)
 PARTS = Classes(("background", "body", "wheels"))
-ALWAYS = Compositing(share=1.0, plain=0.0, bars=0.0)
+ALWAYS = Compositing(share=1.0, plain=0.0, bars=0.0, reflected=0.0)
 
 
 @pytest.fixture
@@ -132,6 +132,17 @@ def test_plain_backgrounds_and_bars(meadow):
     for picture, _ in draws(barred, image, mask):
         corners = picture[[0, 0, -1, -1], [0, -1, 0, -1], 0]
         assert np.bincount(corners).max() >= 3  # the disk or its shadow may be on the fourth
+
+
+def test_ground_mirrors_objects_below_them_alone(meadow):
+    mirrored = 0
+    settings = replace(ALWAYS, reflected=1.0, scale=(0.3, 0.4))
+    for image, mask in draws(Compositor(meadow, settings, SINGLE, 3), *red_disk()):
+        green = image[..., 1].astype(int) - image[..., 0]
+        above = np.cumsum(mask[::-1] > 127, axis=0)[::-1].any(axis=1)  # down to the lowest row
+        assert (green[above] > 0)[mask[above] == 0].all()
+        mirrored += (green[~above] < 60).any()
+    assert mirrored > 10
 
 
 @pytest.mark.parametrize("tint", [0.0, 0.5])
