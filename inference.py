@@ -2,7 +2,7 @@
 
 python inference.py --img car.jpg                        outputs/car_mask.png, car_overlay.jpg
 python inference.py --img photos --cutout --no-overlay   a folder; the cars on transparency
-python inference.py --img 'photos/*.jpg' --background white
+python inference.py --img 'photos/*.jpg' --background white --shadow --fit 1200x800
 python inference.py --img test_hq --no-save --rle submission.csv   the challenge's submission;
                                        after an interruption the same command continues
 """
@@ -15,10 +15,11 @@ import config
 from carvana import options
 from carvana.errors import UserError, bullet_list, user_errors, warn
 from carvana.files import check_not_inputs
+from carvana.framing import LARGEST_MARGIN, MARGIN, Framing, check_framing, parse_size
 from carvana.matting import parse_background
 from carvana.model_config import check_image_levels
 from carvana.opening import IMAGE_TYPES, set_max_megapixels
-from carvana.photographs import ENDINGS, Photograph, find_photographs
+from carvana.photographs import ENDINGS, FORMATS, Photograph, find_photographs, in_format
 from carvana.submission_settings import run_settings, settings_of
 from carvana.threads import keep_freed_memory
 
@@ -44,6 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     options.add_constants(parser, options.read_constants(config), ["MAX_MEGAPIXELS"])
     add_output_options(parser.add_argument_group("what is written"))
+    add_cutout_options(parser.add_argument_group("what cutouts and backgrounds look like"))
     add_prediction_options(parser.add_argument_group("how masks are predicted"))
     return parser
 
@@ -73,6 +75,11 @@ def add_output_options(group: argparse._ArgumentGroup) -> None:
         help="NAME_background.jpg: the car on a color, or on another photograph",
     )
     group.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="of all these but masks, which are PNG; default: png for cutouts, else jpg",
+    )
+    group.add_argument(
         "--rle",
         metavar="FILE.csv",
         help="write the masks as the challenge's run lengths; an interrupted run continues",
@@ -82,6 +89,31 @@ def add_output_options(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help=f"index.html in --out: the photographs beside their masks, the {config.GALLERY_MAX} "
         "that the model is least sure of",
+    )
+
+
+def add_cutout_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say what --cutout and --background show."""
+    group.add_argument(
+        "--shadow",
+        action="store_true",
+        help="keep the car's shadow where the ground is plain, or draw one",
+    )
+    group.add_argument(
+        "--fit",
+        metavar="WxH",
+        help="put the car on a canvas of W times H pixels, such as 1200x800: centered, standing "
+        "on one line and equally large in all photographs of it",
+    )
+    group.add_argument(
+        "--trim", action="store_true", help="cut to the car, and its shadow if there is one"
+    )
+    group.add_argument(
+        "--margin",
+        type=float,
+        metavar="SHARE",
+        help=f"of width and height, 0..{LARGEST_MARGIN}, left free at each side; default: "
+        f"{MARGIN} with --fit, 0 with --trim",
     )
 
 
@@ -131,20 +163,51 @@ def parse_args() -> argparse.Namespace:
             f"--batch-size: expected 1..{MAX_BATCH_SIZE} photographs, found {args.batch_size}"
         )
     check_image_levels(args.image_levels)
-    if not args.save and (args.cutout or args.background):
-        raise UserError(
-            "--no-save leaves nothing for --cutout or --background to write; omit one of them"
-        )
+    check_cutout_options(args)
+    args.framing = parse_framing(args)
     if args.gallery and not config.GALLERY_MAX:
         raise UserError(
             "--gallery: GALLERY_MAX is 0 in config.py, no picture at all; set it to 1..1000"
         )
-    if args.rle and Path(args.rle).suffix.lower() in {Path(ending).suffix for ending in ENDINGS}:
+    if args.rle and Path(args.rle).suffix.lower().removeprefix(".") in FORMATS:
         raise UserError(f"--rle: expected a name such as submission.csv, found {args.rle!r}")
     args.background_file = args.background or ""
     args.background = parse_background(args.background)
     options.check_model_file(args.model)
     return args
+
+
+def check_cutout_options(args: argparse.Namespace) -> None:
+    """Raise UserError for options of cutouts that do not go together."""
+    makes_cutouts = args.cutout or args.background
+    if not args.save and makes_cutouts:
+        raise UserError(
+            "--no-save leaves nothing for --cutout or --background to write; omit one of them"
+        )
+    if args.cutout and args.format == "jpg":
+        raise UserError(
+            "--format jpg: a JPEG cannot be transparent, as --cutout is; take png or webp, or "
+            "--background white in place of --cutout"
+        )
+    given = {
+        "--shadow": args.shadow,
+        "--fit": args.fit is not None,
+        "--trim": args.trim,
+        "--margin": args.margin is not None,
+    }
+    for option, is_given in given.items():
+        if is_given and not makes_cutouts:
+            raise UserError(
+                f"{option} changes cutouts and backgrounds only; add --cutout or --background white"
+            )
+
+
+def parse_framing(args: argparse.Namespace) -> Framing:
+    """Return how cutouts are framed. Raises UserError for options that do not go together."""
+    fit = None if args.fit is None else parse_size(args.fit)
+    framing = Framing(fit, args.trim, args.margin)
+    check_framing(framing)
+    return framing
 
 
 def check_outputs(args: argparse.Namespace, photographs: Sequence[Photograph]) -> None:
@@ -156,7 +219,7 @@ def check_outputs(args: argparse.Namespace, photographs: Sequence[Photograph]) -
     }
     if args.save and Path(args.out).is_dir():
         check_not_inputs(
-            output_paths(args.out, photographs), inputs, "choose another folder with --out"
+            output_paths(args, photographs), inputs, "choose another folder with --out"
         )
     if args.rle and Path(args.rle).exists():
         check_not_inputs([args.rle], inputs, "name another file with --rle")
@@ -173,11 +236,11 @@ def check_outputs(args: argparse.Namespace, photographs: Sequence[Photograph]) -
             )
 
 
-def output_paths(out: str, photographs: Sequence[Photograph]) -> Iterator[Path]:
-    """Return every file that may be written into a folder."""
+def output_paths(args: argparse.Namespace, photographs: Sequence[Photograph]) -> Iterator[Path]:
+    """Yield every file that may be written into --out."""
     for photograph in photographs:
         for ending in ENDINGS:
-            yield photograph.output_path(out, ending)
+            yield photograph.output_path(args.out, in_format(ending, args.format))
 
 
 def main() -> None:
@@ -197,6 +260,7 @@ def main() -> None:
         Path(args.out).mkdir(parents=True, exist_ok=True)
     # torch takes seconds to import; what is wrong with the options has been reported by now.
     import utils
+    from carvana.cutouts import CutoutStyle
     from carvana.masking import MaskingOptions, mask_photographs
 
     masking = MaskingOptions(
@@ -206,6 +270,8 @@ def main() -> None:
         overlay=args.overlay,
         cutout=args.cutout,
         background=args.background,
+        style=CutoutStyle(args.shadow, args.framing),
+        format=args.format,
         rle=args.rle,
         gallery=config.GALLERY_MAX if args.gallery else 0,
         threshold=args.threshold,

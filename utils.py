@@ -9,6 +9,7 @@ from torch import nn
 from carvana import distributed
 from carvana.augmentation import val_transform
 from carvana.checkpoint import load_network, save_checkpoint
+from carvana.cutouts import cutout
 from carvana.device import find_device
 from carvana.evaluation import check_accuracy, save_predictions_as_imgs
 from carvana.exported import is_exported, load_exported
@@ -23,6 +24,7 @@ from model import UNET, DoubleConv
 __all__ = [
     "Loading",
     "check_accuracy",
+    "cutout",
     "evaluate",
     "get_loaders",
     "load_checkpoint",

@@ -1,5 +1,6 @@
 """Pictures to look at: what the network sees, and where it is wrong."""
 
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,12 @@ LINE_HEIGHT = 26
 FONT_SIZE = 15
 BATCH_IMAGES = 16  # of batch_sheet
 BATCH_COLUMNS = 4
-JPEG_SIDE = 65500  # pixels, the most that libjpeg writes
+LARGEST_SIDES = {".jpg": ("JPEG", 65500), ".webp": ("WebP", 16383)}  # pixels; formats' limits
+SAVING = {  # how pictures are written, by their ending
+    ".jpg": {"quality": 92},
+    ".png": {"compress_level": 1},
+    ".webp": {"quality": 90, "method": 2},
+}
 PNG_RLE = 3  # zlib's strategy Z_RLE: fast, and masks get as small as by Pillow's best
 Row = tuple[str, list[np.ndarray]]  # of a sheet: title, pictures of one height
 
@@ -119,26 +125,25 @@ def fit_height(size: Size, height: int) -> Size:
 
 
 def save_picture(picture: np.ndarray, path: str | Path, **metadata: Any) -> None:
-    """Write a picture, uint8 (H, W, 3) or (H, W, 4), to a .png or .jpg.
+    """Write a picture, uint8 (H, W, 3) or (H, W, 4), to a .png, .webp or .jpg (no alpha).
 
     Args:
         metadata: what Pillow saves beside the pixels.
 
     Raises:
-        UserError: it cannot be written, or is too large for a JPEG.
+        UserError: it cannot be written, or is too large for its format.
     """
-    if str(path).endswith(".jpg"):
-        height, width = picture.shape[:2]
-        if max(height, width) > JPEG_SIDE:
-            raise UserError(
-                f"{one_line(path)} cannot be written: {width}x{height} pixels, a JPEG holds "
-                f"{JPEG_SIDE:,} a side; omit it: add --no-overlay, or remove --background"
-            )
-        options = {"quality": 92}
-    else:
-        options = {"compress_level": 1}
+    suffix = Path(path).suffix
+    height, width = picture.shape[:2]
+    name, largest_side = LARGEST_SIDES.get(suffix, ("", math.inf))
+    if max(height, width) > largest_side:
+        raise UserError(
+            f"{one_line(path)} cannot be written: {width}x{height} pixels, a {name} holds "
+            f"{largest_side:,} a side; take --format png, or omit it: add --no-overlay, or remove "
+            "--background"
+        )
     with replacing(path) as temporary:
-        write_image(Image.fromarray(picture), temporary, **options, **metadata)
+        write_image(Image.fromarray(picture), temporary, **SAVING[suffix], **metadata)
 
 
 def save_mask(mask: np.ndarray, path: str | Path, classes: Classes) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from carvana import system
 from carvana.errors import UserError, WriteError, error_summary, one_line, remedy_of
 
-ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".gif": "GIF"}
+ENCODERS = {".png": "PNG", ".jpg": "JPEG", ".gif": "GIF", ".webp": "WEBP"}
 PAIR_FILE = "one of the photographs or masks"  # in messages
 BLOCK = 1 << 20  # bytes that are read at a time
 ABANDONED_SECONDS = 600  # what is unfinished and has not grown for as long is nobody's
@@ -72,7 +72,7 @@ def write_image(image: Image.Image, path: str | Path, **options: Any) -> None:
     """
     buffer = io.BytesIO()
     image.save(buffer, ENCODERS[Path(path).suffix.lower()], **options)
-    Path(path).write_bytes(buffer.getbuffer())
+    Path(path).write_bytes(buffer.getvalue())
 
 
 def file_stamp(path: str | Path) -> tuple[str, int, int]:

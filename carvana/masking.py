@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from carvana import distributed
 from carvana.classes import Classes, Color
+from carvana.cutouts import CutoutStyle, cut_out
 from carvana.device import cast_convolutions, device_of, find_device
 from carvana.drawing import display_size, overlay, save_mask, save_picture
 from carvana.errors import (
@@ -29,10 +30,10 @@ from carvana.errors import (
     warn,
 )
 from carvana.images import judge_levels, picture_size, read_image, read_saving_options
-from carvana.matting import composite, matte
+from carvana.matting import composite
 from carvana.model_config import logit_threshold, model_classes, model_config, network_size
-from carvana.photographs import BACKGROUND, CUTOUT, MASK, OVERLAY, Photograph
-from carvana.predicting import network_logits, upsample
+from carvana.photographs import BACKGROUND, CUTOUT, MASK, OVERLAY, Photograph, in_format
+from carvana.predicting import foreground_logits, network_logits, upsample
 from carvana.reports import THUMBNAIL, Card, least_sure, prediction_card, predictions_page
 from carvana.submission import Submission, run_lengths
 from carvana.submission_settings import run_settings
@@ -51,6 +52,8 @@ class MaskingOptions:
     overlay: bool = True
     cutout: bool = False
     background: Color | np.ndarray | None = None  # a color, or a photograph uint8 (H, W, 3)
+    style: CutoutStyle = CutoutStyle()
+    format: str | None = None  # of all pictures but masks; None: the usual ones
     rle: str | None = None  # the csv to write
     gallery: int = 0  # photographs in the page; 0: no page
     threshold: float | None = None  # None: the model's own
@@ -282,15 +285,14 @@ def _decide(logits: np.ndarray, threshold: float, with_margin: bool) -> Predicti
     The rule is that of predicting.predict_mask, in NumPy.
     """
     margin = None
+    foreground = foreground_logits(logits, threshold)
     if len(logits) == 1:
-        foreground = logits[0] - np.float32(threshold) if threshold else logits[0]
         if with_margin:
             margin = abs(foreground)
         return Prediction((foreground > 0).view(np.uint8), foreground, margin)
     if with_margin:
         largest_two = np.partition(logits, -2, axis=0)[-2:]
         margin = np.diff(largest_two, axis=0)
-    foreground = np.logaddexp.reduce(logits[1:], 0) - logits[0]
     return Prediction(logits.argmax(0).astype(np.uint8), foreground, margin)
 
 
@@ -324,14 +326,14 @@ def _write_pictures(
     if options.overlay:
         pictures[OVERLAY] = overlay(image, prediction.mask, classes.tint_colors())
     if options.cutout or options.background is not None:
-        colors, alpha = matte(image, prediction.logits, scale)
+        cutout = cut_out(image, prediction.logits, scale, options.style)
         if options.cutout:
-            pictures[CUTOUT] = np.dstack([colors, alpha])
+            pictures[CUTOUT] = cutout
         if options.background is not None:
-            pictures[BACKGROUND] = composite(colors, alpha, options.background)
+            pictures[BACKGROUND] = composite(cutout, options.background)
     metadata = read_saving_options(photograph.path)
     for ending, picture in pictures.items():
-        path = photograph.output_path(options.out, ending)
+        path = photograph.output_path(options.out, in_format(ending, options.format))
         save_picture(picture, path, **metadata)
         written.append(path)
     return written

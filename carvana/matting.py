@@ -1,5 +1,8 @@
 """Cutting an object out of its photograph, and placing it on another background."""
 
+import itertools
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -10,11 +13,12 @@ from carvana.classes import Color
 from carvana.errors import UserError
 from carvana.images import Size, read_image
 
-TRANSPARENT = 0.002  # alpha below which, and
-OPAQUE = 0.998  # above which a pixel needs no color estimate
-WINDOW_MARGIN = 30  # pixels around the soft edge from which colors are estimated
+SURE_LOGIT = math.log(2 * 255 - 1)  # beyond it alpha, in 1/255, rounds to 0 or 255
 BLUR_SIZES = (30, 6)  # pixels, of the two passes
-LARGEST_EXPONENT = 80  # exp() of more overflows float32
+REACH = sum(BLUR_SIZES) // 2  # pixels around a soft one that its color is estimated from
+TILE = 64  # pixels a side: small enough for the processor's cache
+LEAST_WEIGHT = 1e-5  # keeps averages over no pixel at all from dividing by zero
+Tile = tuple[slice, ...]  # rows and columns
 
 
 def matte(
@@ -23,7 +27,8 @@ def matte(
     """Return the colors of the object alone, and how opaque each of its pixels is.
 
     Where the edge is soft the old background shines through. Its share is taken out by the blur
-    fusion of Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021, in two passes.
+    fusion of Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021, in two passes:
+    tile by tile, since few tiles hold any of the edge.
 
     Args:
         photograph: uint8 (H, W, 3).
@@ -33,68 +38,95 @@ def matte(
     Returns:
         Colors uint8 (H, W, 3), black outside the object, and alpha uint8 (H, W).
     """
-    alpha = _sharpened_alpha(logits, scale)
-    visible = alpha > TRANSPARENT
-    colors = cv2.copyTo(photograph, visible.view(np.uint8))
-    edge = visible & (alpha < OPAQUE)
-    if edge.any():
-        window = _window_around(edge)
-        foreground = _estimate_foreground(photograph[window].astype(np.float32), alpha[window])
-        soft = edge[window]
-        colors[window][soft] = np.clip(np.round(foreground[soft]), 0, 255)
-    return colors, np.round(255 * alpha).astype(np.uint8)
+    alpha, soft = _sharpened_alpha(logits, scale)
+    colors = cv2.copyTo(photograph, alpha)
+    for tile in _tiles_with(soft):
+        window, inner = _widen(tile)
+        edge = soft[tile] > 0
+        foreground = _estimate_foreground(photograph[window], alpha[window])
+        colors[tile][edge] = np.clip(np.round(foreground[inner][edge]), 0, 255)
+    return colors, alpha
 
 
-def _sharpened_alpha(logits: np.ndarray, scale: float) -> np.ndarray:
-    """Return alpha, float32 (H, W) in [0, 1].
+def _sharpened_alpha(logits: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return alpha, uint8 (H, W), and where it is neither 0 nor 255, uint8 (H, W).
 
     Logits that rise over one pixel of the network's picture rise over `scale` pixels of the
     photograph, which looks like fog. So they are made steeper by the same factor, less the two
     pixels over which an edge in a photograph rises.
     """
     steepness = max(1, scale / 2)
-    return 1 / (1 + np.exp(np.minimum(-steepness * logits, LARGEST_EXPONENT)))
+    alpha = (logits > 0).view(np.uint8) * np.uint8(255)
+    soft = cv2.inRange(logits, -SURE_LOGIT / steepness, SURE_LOGIT / steepness)
+    for tile in _tiles_with(soft):
+        edge = soft[tile] > 0
+        alpha[tile][edge] = np.round(255 / (1 + np.exp(-steepness * logits[tile][edge])))
+    return alpha, soft
 
 
-def _window_around(edge: np.ndarray) -> tuple[slice, slice]:
-    """Return the rows and columns of a bool mask (H, W) that hold it, with WINDOW_MARGIN."""
-    slices = []
-    for axis in (1, 0):
-        places = np.flatnonzero(edge.any(axis))
-        slices.append(slice(max(places[0] - WINDOW_MARGIN, 0), places[-1] + WINDOW_MARGIN + 1))
-    return slices[0], slices[1]
+def _tiles_with(mask: np.ndarray) -> Iterator[Tile]:
+    """Yield the tiles of a uint8 mask (H, W) that are not all zero."""
+    height, width = mask.shape
+    for top, left in itertools.product(range(0, height, TILE), range(0, width, TILE)):
+        tile = (slice(top, top + TILE), slice(left, left + TILE))
+        if cv2.countNonZero(mask[tile]):
+            yield tile
 
 
-def _estimate_foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Return the object's own colors, float32 (H, W, 3), for an image that mixes it by alpha."""
-    share = cv2.merge([alpha] * 3)
+def _widen(tile: Tile) -> tuple[Tile, Tile]:
+    """Return a tile with REACH pixels around it, and where in that the tile is."""
+    window = tuple(slice(max(0, side.start - REACH), side.stop + REACH) for side in tile)
+    offsets = [side.start - outer.start for side, outer in zip(tile, window, strict=True)]
+    return window, tuple(slice(offset, offset + TILE) for offset in offsets)
+
+
+def _estimate_foreground(photograph: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return the object's own colors, float32 (H, W, 3).
+
+    Args:
+        photograph: uint8 (H, W, 3), which mixes the object by alpha with what is behind it.
+        alpha: uint8 (H, W).
+    """
+    image = photograph.astype(np.float32)
+    share = cv2.merge([alpha / np.float32(255)] * 3)
+    rest = 1 - share
     foreground = image
     background = image
     for size in BLUR_SIZES:
         box = (size, size)
-        foreground = cv2.blur(foreground * share, box) / (cv2.blur(share, box) + 1e-5)
-        background = cv2.blur(background * (1 - share), box) / (cv2.blur(1 - share, box) + 1e-5)
-        foreground += share * (image - share * foreground - (1 - share) * background)
+        weight = cv2.blur(share, box)
+        foreground = cv2.blur(foreground * share, box) / (weight + LEAST_WEIGHT)
+        background = cv2.blur(background * rest, box) / (1 - weight + LEAST_WEIGHT)
+        foreground += share * (image - share * foreground - rest * background)
     return foreground
 
 
-def composite(colors: np.ndarray, alpha: np.ndarray, background: Color | np.ndarray) -> np.ndarray:
-    """Place the result of matte() on a background.
+def composite(cutout: np.ndarray, background: Color | np.ndarray) -> np.ndarray:
+    """Place a cutout on a background.
 
     Args:
-        colors: uint8 (H, W, 3).
-        alpha: uint8 (H, W).
+        cutout: uint8 (H, W, 4).
         background: a color (r, g, b), or a photograph uint8 (h, w, 3) that is scaled to cover
             everything, and cropped.
 
     Returns:
         uint8 (H, W, 3).
     """
+    colors = cv2.cvtColor(cutout, cv2.COLOR_RGBA2RGB)
     if isinstance(background, np.ndarray):
-        background = _scaled_to_cover(background, alpha.shape)
-    share = alpha[..., None] / np.float32(255)
-    behind = np.broadcast_to(np.asarray(background, np.float32), colors.shape)
-    return np.round(colors * share + behind * (1 - share)).astype(np.uint8)
+        behind = _scaled_to_cover(background, cutout.shape[:2])
+    else:
+        planes = [np.full(cutout.shape[:2], level, np.uint8) for level in background]
+        behind = cv2.merge(planes)
+    alpha = cv2.merge([cv2.extractChannel(cutout, 3)] * 3)
+    ahead = cv2.multiply(colors, alpha, scale=1 / 255)
+    return cv2.add(ahead, cv2.multiply(behind, 255 - alpha, scale=1 / 255))
+
+
+def with_alpha(colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return colors uint8 (H, W, 3) and alpha uint8 (H, W) as a picture, uint8 (H, W, 4)."""
+    picture = cv2.cvtColor(colors, cv2.COLOR_RGB2RGBA)
+    return cv2.insertChannel(alpha, picture, 3)
 
 
 def _scaled_to_cover(photograph: np.ndarray, size: Size) -> np.ndarray:

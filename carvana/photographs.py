@@ -18,6 +18,14 @@ OVERLAY = "overlay.jpg"
 CUTOUT = "cutout.png"
 BACKGROUND = "background.jpg"
 ENDINGS = (MASK, OVERLAY, CUTOUT, BACKGROUND)
+FORMATS = ("png", "webp", "jpg")  # that pictures other than masks can be written in
+
+
+def in_format(ending: str, picture_format: str | None) -> str:
+    """Return an ending with one of FORMATS, None for the usual one; a mask is always a PNG."""
+    if picture_format is None or ending == MASK:
+        return ending
+    return f"{ending.partition('.')[0]}.{picture_format}"
 
 
 class Photograph(NamedTuple):

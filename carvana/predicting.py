@@ -70,6 +70,17 @@ def upsample(logits: np.ndarray, size: Size) -> np.ndarray:
     )
 
 
+def foreground_logits(logits: np.ndarray, threshold: float = 0.0) -> np.ndarray:
+    """Return logits (C, H, W) as those of everything but the first class against it, (H, W).
+
+    Args:
+        threshold: of a single class; there they are 0.
+    """
+    if len(logits) == 1:
+        return logits[0] - np.float32(threshold) if threshold else logits[0]
+    return np.logaddexp.reduce(logits[1:], 0) - logits[0]
+
+
 def predict_mask(logits: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
     """Return masks, uint8 (B, H, W) of class indices, for logits (B, C, H, W).
 
