@@ -5,12 +5,14 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from carvana.framing import Framing, car_mask, check_framing, place, plan
+from carvana.framing import Framing, check_framing, place, plan
 from carvana.images import Size, scale_image
 from carvana.matting import matte, with_alpha
 from carvana.model_config import logit_threshold, model_config, network_size
 from carvana.predicting import foreground_logits, network_logits, upsample
 from carvana.shadows import add_shadow, find_shadow
+
+CAR_ALPHA = 128  # from which a pixel is the car's
 
 
 class CutoutStyle(NamedTuple):
@@ -33,7 +35,7 @@ def cut_out(
     colors, alpha = matte(photograph, logits, scale)
     if not (style.shadow or style.framing.changes):
         return with_alpha(colors, alpha)
-    car = car_mask(alpha)
+    car = (alpha >= CAR_ALPHA).view(np.uint8)
     shadow = None
     if style.shadow:
         shadow = find_shadow(photograph, car)

@@ -17,9 +17,7 @@ LARGEST_SCALE = 8.0  # nothing is enlarged more
 # A car is about as tall from every side, so its height decides: it is the same in all photographs
 # unless the car is longer than this many times its height, and the canvas's width decides.
 LONG = 2.5
-CAR_ALPHA = 128  # from which a pixel is the car's
 VISIBLE_SHADOW = 8  # from which a shadow, in 1/255, is seen: it fades out
-SMALLEST_PART = 0.01  # of the largest part of a mask; what is smaller is no part of the car
 
 
 class Framing(NamedTuple):
@@ -87,18 +85,6 @@ def check_framing(framing: Framing) -> None:
 # ---------------------------------------------------------------- where the car is
 
 
-def car_mask(alpha: np.ndarray) -> np.ndarray:
-    """Return the car without specks elsewhere, uint8 (H, W) of 0 and 1, for alpha uint8 (H, W)."""
-    opaque = (alpha >= CAR_ALPHA).view(np.uint8)
-    _, parts, facts, _ = cv2.connectedComponentsWithStats(opaque)
-    areas = facts[:, cv2.CC_STAT_AREA].copy()
-    areas[0] = 0  # the background
-    belongs = areas >= max(1.0, SMALLEST_PART * areas.max())
-    if belongs[1:].all():
-        return opaque
-    return belongs.view(np.uint8)[parts]
-
-
 def box_of(mask: np.ndarray) -> Box:
     """Return the box around what is not 0 in a mask, uint8 (H, W); all of an empty one."""
     box = Box(*cv2.boundingRect(mask))
@@ -113,7 +99,7 @@ def plan(framing: Framing, car: np.ndarray, shadow: np.ndarray | None = None) ->
     """Return where a photograph goes.
 
     Args:
-        car: of car_mask.
+        car: uint8 (H, W) of 0 and 1.
         shadow: uint8 (H, W), how dark it is; None if there is none.
     """
     if framing.fit:

@@ -14,6 +14,8 @@ from carvana.errors import UserError
 from carvana.images import Size, read_image
 
 SURE_LOGIT = math.log(2 * 255 - 1)  # beyond it alpha, in 1/255, rounds to 0 or 255
+SOFT_REACH = 3  # pixels of the network's picture from the outline, over which edges are soft
+SMALLEST_PART = 0.01  # of the largest part of a mask; smaller ones are specks
 BLUR_SIZES = (30, 6)  # pixels, of the two passes
 REACH = sum(BLUR_SIZES) // 2  # pixels around a soft one that its color is estimated from
 TILE = 64  # pixels a side: small enough for the processor's cache
@@ -53,15 +55,29 @@ def _sharpened_alpha(logits: np.ndarray, scale: float) -> tuple[np.ndarray, np.n
 
     Logits that rise over one pixel of the network's picture rise over `scale` pixels of the
     photograph, which looks like fog. So they are made steeper by the same factor, less the two
-    pixels over which an edge in a photograph rises.
+    pixels over which an edge in a photograph rises. Far from the outline a network that is not
+    sure has doubts about what is there; nothing is half transparent.
     """
     steepness = max(1, scale / 2)
-    alpha = (logits > 0).view(np.uint8) * np.uint8(255)
-    soft = cv2.inRange(logits, -SURE_LOGIT / steepness, SURE_LOGIT / steepness)
+    alpha = _without_specks((logits > 0).view(np.uint8)) * np.uint8(255)
+    reach = 2 * math.ceil(SOFT_REACH * max(1, scale)) + 1
+    near_outline = cv2.morphologyEx(alpha, cv2.MORPH_GRADIENT, np.ones((reach, reach), np.uint8))
+    soft = near_outline & cv2.inRange(logits, -SURE_LOGIT / steepness, SURE_LOGIT / steepness)
     for tile in _tiles_with(soft):
         edge = soft[tile] > 0
         alpha[tile][edge] = np.round(255 / (1 + np.exp(-steepness * logits[tile][edge])))
     return alpha, soft
+
+
+def _without_specks(mask: np.ndarray) -> np.ndarray:
+    """Return a mask, uint8 (H, W) of 0 and 1, without parts much smaller than the largest."""
+    _, parts, facts, _ = cv2.connectedComponentsWithStats(mask)
+    areas = facts[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0  # the background
+    belongs = areas >= max(1.0, SMALLEST_PART * areas.max())
+    if belongs[1:].all():
+        return mask
+    return belongs.view(np.uint8)[parts]
 
 
 def _tiles_with(mask: np.ndarray) -> Iterator[Tile]:
@@ -149,10 +165,19 @@ def parse_background(text: str | None) -> Color | np.ndarray | None:
         return None
     if Path(text).is_file():
         return read_image(text)
-    try:
-        return ImageColor.getrgb(text)[:3]
-    except ValueError:
+    color = parse_color(text)
+    if color is None:
         raise UserError(
             "--background: expected a color such as white or #c0ffee, or a photograph, "
             f"found {text!r}"
-        ) from None
+        )
+    return color
+
+
+def parse_color(text: str) -> Color | None:
+    """Return the color (r, g, b) that a text such as white or #c0ffee names, None if none."""
+    try:
+        red, green, blue = ImageColor.getrgb(text)[:3]
+    except ValueError:
+        return None
+    return red, green, blue

@@ -10,7 +10,6 @@ from carvana.framing import (
     Box,
     Framing,
     box_of,
-    car_mask,
     check_framing,
     fit_box,
     parse_size,
@@ -99,16 +98,6 @@ def test_trim_cuts_to_the_car_and_its_shadow():
     assert beyond.shape == (108, 162, 4)
     assert np.array_equal(beyond[24:84, 36:126], picture)
     assert not beyond[:24].any()
-
-
-def test_car_is_without_specks_and_with_its_parts():
-    alpha = rectangle((60, 90), Box(20, 10, 40, 20))
-    alpha |= rectangle((60, 90), Box(20, 34, 4, 4))  # such as an aerial
-    expected = box_of(alpha)
-    alpha |= rectangle((60, 90), Box(85, 55, 2, 2))
-    alpha |= rectangle((60, 90), Box(0, 0, 90, 3), 100)  # a faint band
-    assert box_of(car_mask(alpha)) == expected
-    assert box_of(car_mask(np.zeros((6, 9), np.uint8))) == Box(0, 0, 9, 6)
 
 
 def test_size_is_width_before_height():

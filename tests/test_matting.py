@@ -79,8 +79,20 @@ def test_matte_takes_any_size_and_certainty(size, level):
     photograph = np.full((*size, 3), 99, np.uint8)
     colors, alpha = matte(photograph, np.full(size, level, np.float32), scale=1)
     assert np.ptp(alpha) == 0
-    assert alpha[0, 0] == round(255 / (1 + np.exp(-level)))
+    assert alpha[0, 0] == (255 if level > 0 else 0)  # where there is no edge, nothing is soft
     assert np.array_equal(colors, photograph * (alpha > 0)[..., None])
+
+
+def test_matte_leaves_out_specks_and_doubts():
+    """Of a disc, a speck and a part; around the disc the network is not sure of anything."""
+    logits = np.where(soft_disc() > 0.5, 9, -1.5).astype(np.float32)
+    logits[5:8, 5:8] = 9  # a speck
+    logits[:30, 270:] = 9  # a part, such as a mirror
+    _, alpha = matte(np.full((200, 300, 3), 99, np.uint8), logits, scale=1)
+    assert alpha[:12, :12].max() == 0
+    assert alpha[0, 299] == alpha[100, 150] == 255
+    assert alpha[100, 150 + 60 + 10] == 0
+    assert 0 < alpha[100, 150 + 60 + 1] < 255
 
 
 def test_composite_of_a_cutout_with_its_own_background_is_the_photograph():
