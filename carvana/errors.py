@@ -25,6 +25,7 @@ TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "out of memory": f"the GPU's memory is too small for this; {SMALLER}",
     "Unable to allocate": f"the memory is too small for this; {SMALLER}",
     "allocate memory": f"the memory is too small for this; {SMALLER}",
+    "not enough memory": f"the memory is too small for this; {SMALLER}",  # on Windows
     "exited unexpectedly": "a process that reads the images was ended from outside, usually for "
     "want of memory; lower NUM_WORKERS or BATCH_SIZE",
     "killed by signal": "a process that reads the images was killed, for want of memory or of "

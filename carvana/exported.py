@@ -233,7 +233,7 @@ def _load_torchscript(records: Records, config: dict[str, Any], device: torch.de
     # torch reads a large file much faster than a buffer.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.pth")
-        path.write_bytes(archive.getbuffer())
+        path.write_bytes(archive.getvalue())
         return torch.jit.load(path, map_location=device)
 
 

@@ -64,7 +64,7 @@ def _write_torchscript(path: Path, model: nn.Module, facts: Facts) -> None:
     traced = torch.jit.trace(AnySize(model).eval(), example_input(model))
     buffer = io.BytesIO()  # writing to a full disk itself, torch aborts the process
     torch.jit.save(traced, buffer, _extra_files={CONFIG_FILE: json.dumps(facts)})
-    path.write_bytes(buffer.getbuffer())
+    path.write_bytes(buffer.getvalue())
 
 
 def _write_pt2(path: Path, model: nn.Module, facts: Facts) -> None:
@@ -79,7 +79,7 @@ def _write_pt2(path: Path, model: nn.Module, facts: Facts) -> None:
     program = torch.export.export(model, (example,), dynamic_shapes={"x": shapes})
     buffer = io.BytesIO()  # as above
     torch.export.save(program, buffer, extra_files={CONFIG_FILE: json.dumps(facts)})
-    path.write_bytes(buffer.getbuffer())
+    path.write_bytes(buffer.getvalue())
 
 
 TORCH_WRITERS: dict[str, Callable[[Path, nn.Module, Facts], None]] = {

@@ -92,7 +92,7 @@ def _mask_uri(mask: np.ndarray, classes: Classes) -> Markup:
 def _data_uri(image: Image.Image, image_format: str, **options: Any) -> Markup:
     buffer = io.BytesIO()
     image.save(buffer, image_format, **options)
-    data = base64.b64encode(buffer.getbuffer()).decode()
+    data = base64.b64encode(buffer.getvalue()).decode()
     return Markup(f"data:image/{image_format.lower()};base64,{data}")
 
 

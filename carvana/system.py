@@ -226,8 +226,10 @@ def name_key(name: str) -> str:
 
 
 def is_possible_name(name: str) -> bool:
-    """Return whether a file can have this name: Windows keeps some for devices and streams."""
-    return not WINDOWS or not (WINDOWS_DEVICE.fullmatch(name) or WINDOWS_SIGN.search(name))
+    """Return whether a path can have this part: Windows keeps some for devices and streams."""
+    if not WINDOWS or name == "..":
+        return True
+    return not (WINDOWS_DEVICE.fullmatch(name) or WINDOWS_SIGN.search(name))
 
 
 def error_numbers(*names: str) -> tuple[int, ...]:

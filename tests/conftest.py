@@ -21,6 +21,7 @@ from carvana import reports, system
 NEED_COPIES = {"test_worker_that_is_killed_leaves_a_checkpoint"}
 # Tests of signals that Windows does not have, and those that simulate it.
 NEED_UNIX = {
+    "test_interruption_by_a_signal_that_is_ignored_is_none",
     "test_interruption_by_a_signal_that_is_sent_twice_is_one",
     "test_interruption_of_the_command_is_resumed_by_the_next",
     "test_training_stops_in_order_when_its_terminal_is_closed",

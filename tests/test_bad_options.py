@@ -7,6 +7,7 @@ from bad_input import EVALUATE, Bad, check_answer, documented_kinds, leave
 from helpers import LAST, run_script
 
 import config
+from carvana import system
 
 BIG = "--features 8192 8192 8192 8192 8192"
 
@@ -108,6 +109,8 @@ BAD = [
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
 def test_bad_options_are_named(bad, finished_run, tmp_path):
+    if "GB" in bad.message and system.total_memory() is None:
+        pytest.skip("this system does not tell how much memory there is")
     check_answer(bad, finished_run, tmp_path / "work")
 
 

@@ -11,7 +11,6 @@ import functools
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import time
@@ -22,6 +21,7 @@ from helpers import BEST, LAST, is_same, learned, script_command, tiny_options, 
 
 from carvana.checkpoint import read_checkpoint
 
+resource = pytest.importorskip("resource")  # not on Windows
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("KILLS", 100))
 TERMS = int(os.environ.get("TERMS", 20))

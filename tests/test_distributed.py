@@ -261,7 +261,8 @@ def test_processes_find_each_other_after_restarts(tmp_path, launch):
     script = tmp_path / "restarts.py"
     script.write_text(RESTARTS)
     finished = launch(2, script, launcher=("--max-restarts", "3"), env=IMPORTS)
-    assert finished.stdout == "together: 2.0\n"
+    lines = finished.stdout.splitlines()  # among those of gloo, in some versions of torch
+    assert lines.count("together: 2.0") == 1
 
 
 # ---------------------------------------------------------------- many photographs

@@ -13,6 +13,7 @@ MEMORY = "lower BATCH_SIZE first, then IMAGE_HEIGHT"
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), MEMORY),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), MEMORY),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried 9 bytes"), MEMORY),
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "lower NUM_WORKERS"),
     ],
 )

@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from helpers import (
     picture_width_height,
     run_process,
     run_script,
-    script_command,
+    run_with_small_files,
     write_model,
     write_pairs,
 )
@@ -390,20 +389,10 @@ def test_export_without_onnxruntime_says_what_to_install(made, monkeypatch):
     ) in stderr
 
 
-def limit_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))  # bytes
-
-
 def test_export_leaves_nothing_half_written_on_a_full_disk(made, tmp_path):
     names = [name for name in ("pth", "torchscript", "onnx", "pt2") if name in FILES]
     arguments = (*OWN_MODEL, "--formats", *names, "--out", tmp_path / "out")
-    finished = subprocess.run(
-        script_command("export.py", *arguments),
-        cwd=made.folder,
-        capture_output=True,
-        text=True,
-        preexec_fn=limit_files,
-    )
+    finished = run_with_small_files(made.folder, 3000, "export.py", *arguments)
     assert finished.returncode == 2
     assert "Traceback" not in finished.stderr
     assert "cannot be written" in finished.stderr

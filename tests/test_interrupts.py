@@ -69,7 +69,7 @@ def stop_at(monkeypatch):
 
 
 def send_signal_at(monkeypatch, to_device, step, number=signal.SIGTERM):
-    counted = Counted(to_device, step, lambda: os.kill(os.getpid(), number))
+    counted = Counted(to_device, step, lambda: signal.raise_signal(number))
     monkeypatch.setattr(train, "to_device", counted)
 
 
@@ -131,19 +131,19 @@ def test_interruptions_again_and_again_change_no_bit(settings, stop_at):
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_by_a_second_ctrl_c_ends_at_once(first):
     with pytest.raises(KeyboardInterrupt), Signals() as signals:
-        os.kill(os.getpid(), first)
+        signal.raise_signal(first)
         time.sleep(0.01)
         assert signals.received == first
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         time.sleep(1)
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGHUP"])
 def test_interruption_by_a_signal_that_is_sent_twice_is_one(second):
     """By systemd to all processes, by torchrun to those that the terminal has told already."""
     with Signals() as signals:
-        for number in (signal.SIGTERM, second):
-            os.kill(os.getpid(), number)
+        for name in ("SIGTERM", second):
+            signal.raise_signal(signal.Signals[name])
             time.sleep(0.01)
         assert signals.received == signal.SIGTERM
 
@@ -152,7 +152,7 @@ def test_interruption_by_ctrl_c_comes_twice_under_a_launcher(monkeypatch):
     monkeypatch.setattr(distributed, "LAUNCHED", True)
     with Signals() as signals:
         for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             time.sleep(0.01)
         assert signals.received == signal.SIGINT
 
@@ -161,18 +161,16 @@ def test_interruption_by_a_signal_that_is_ignored_is_none():
     """nohup has a closed terminal's SIGHUP ignored."""
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with Signals() as signals:
-        os.kill(os.getpid(), signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)
         time.sleep(0.01)
         assert not signals.received
     assert signal.signal(signal.SIGHUP, previous) is signal.SIG_IGN
 
 
-@pytest.mark.parametrize(
-    "number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_interruption_of_the_command_is_resumed_by_the_next(data, run, number, status):
+@pytest.mark.parametrize("name, status", [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_interruption_of_the_command_is_resumed_by_the_next(data, run, name, status):
     """The whole process group gets the signal, as from a terminal; workers leave it to train.py."""
-    if number == signal.SIGHUP and system.start_method() == "spawn":
+    if name == "SIGHUP" and system.start_method() == "spawn":
         pytest.skip("Python's own process that counts shared memory prints a traceback")
     arguments = tiny_options(NUM_WORKERS=1, BATCH_SIZE=2, PRECISION="auto")
     process = subprocess.Popen(
@@ -186,7 +184,7 @@ def test_interruption_of_the_command_is_resumed_by_the_next(data, run, number, s
     for line in process.stdout:
         if line.startswith("epoch 2"):
             break
-    os.killpg(process.pid, number)
+    os.killpg(process.pid, signal.Signals[name])
     out, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert "Traceback" not in err
@@ -311,9 +309,9 @@ def test_worker_that_is_killed_leaves_a_checkpoint(settings, monkeypatch):
 
 
 def kill_worker(index):
-    """SIGKILL one of the processes that read for this one, in the order of their start."""
+    """Kill one of the processes that read for this one, in the order of their start."""
     workers = sorted(multiprocessing.active_children(), key=lambda child: child.pid)
-    os.kill(workers[index].pid, signal.SIGKILL)
+    workers[index].kill()
 
 
 @pytest.mark.parametrize(
@@ -358,7 +356,7 @@ def terminate_all():
     for worker in multiprocessing.active_children():
         os.kill(worker.pid, signal.SIGTERM)
     time.sleep(0.3)
-    os.kill(os.getpid(), signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_worker_ends_by_itself_a_while_after_sigterm():

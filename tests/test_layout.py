@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-SCRIPTS = {"prepare_data", "explore", "evaluate", "inference", "export", "train"}
+SCRIPTS = {"prepare_data", "explore", "evaluate", "inference", "export", "app", "train"}
 MAX_ROOT_FILES = 12
 MAX_FUNCTION_LINES = 50
 ROOT_FILES = sorted(ROOT.glob("*.py"))
@@ -116,6 +116,12 @@ def test_text_files_are_opened_with_their_encoding():
         where.split(":")[0] for where, call in nodes(ast.Call) if is_text_without_encoding(call)
     }
     assert without <= ASCII_FILES
+
+
+def test_buffers_are_not_viewed():
+    """Python 3.12.1 crashes at its end if a traceback has held the view: io.BytesIO.getbuffer."""
+    calls = [where for where, node in nodes(ast.Attribute) if node.attr == "getbuffer"]
+    assert calls == []
 
 
 def test_root_has_few_files():

@@ -67,7 +67,7 @@ class SignalAtBatch:
         handled = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
         if self.signal_at is not None and self.passed >= self.signal_at and handled:
             self.signal_at = None
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return self.function(*args)
 
     def start(self, signal_at=None):

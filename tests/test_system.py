@@ -423,7 +423,9 @@ def test_names_of_windows_are_refused_there(tmp_path, monkeypatch, name):
         zip_files(tmp_path / "a.zip", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["console.jpg", "com10.png", "a.b.jpg", "авто.jpg", ".nul", "c n"])
+@pytest.mark.parametrize(
+    "name", ["console.jpg", "com10.png", "a.b.jpg", "авто.jpg", ".nul", "c n", ".."]
+)
 def test_names_of_others_are_not(monkeypatch, name):
     monkeypatch.setattr(system, "WINDOWS", True)
     assert system.is_possible_name(name)

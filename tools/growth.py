@@ -44,15 +44,20 @@ class Growth:
     def measure(self, count: int) -> dict[str, float]:
         """Return seconds and megabytes for `count` pairs."""
         with tempfile.TemporaryDirectory(dir=Path(self.args.images).parent) as folder:
-            self._link_pairs(Path(folder), count)
-            threading.Thread(target=self._watch_memory, daemon=True).start()
-            find_s = timed(lambda: find_pairs(f"{folder}/images", f"{folder}/masks"))
-            decode_s = timed(lambda: self._decode(Path(folder)))
-            loader = make_loader(self.dataset, self.args.batch_size, -1, True, EpochSampler(count))
-            model = UNET(features=[4, 8]).to(self.device, memory_format=torch.channels_last)
-            load_s = timed(lambda: [None for _ in loader])
-            evaluate_s = timed(lambda: check_accuracy(loader, model, self.device))
-            self.ended.set()
+            row = self._measure(Path(folder), count)
+            self.dataset = None  # Windows removes no file that is mapped into memory
+        return row
+
+    def _measure(self, folder: Path, count: int) -> dict[str, float]:
+        self._link_pairs(folder, count)
+        threading.Thread(target=self._watch_memory, daemon=True).start()
+        find_s = timed(lambda: find_pairs(folder / "images", folder / "masks"))
+        decode_s = timed(lambda: self._decode(folder))
+        loader = make_loader(self.dataset, self.args.batch_size, -1, True, EpochSampler(count))
+        model = UNET(features=[4, 8]).to(self.device, memory_format=torch.channels_last)
+        load_s = timed(lambda: [None for _ in loader])
+        evaluate_s = timed(lambda: check_accuracy(loader, model, self.device))
+        self.ended.set()
         return {
             "images": count,
             "find_s": find_s,
