@@ -172,6 +172,9 @@ CHECKPOINT_FILE: FilePath = "my_checkpoint.pth.tar"  # the last epoch's; all tha
 BEST_CHECKPOINT_FILE: FilePath = "best_checkpoint.pth.tar"
 # index.html, curves.png, learning.gif, overview.png, batch.png, predictions, history.csv
 SAVED_IMAGES_DIR: FilePath = "saved_images/"
+# history.csv and the worst validation images for TensorBoard, each run in a folder of its own in
+# this one, such as runs/; empty: none
+TENSORBOARD_DIR: FilePath = ""
 
 # ---------------------------------------------------------------- evaluation
 # above this probability a pixel is car; of several classes the most probable counts
@@ -289,6 +292,7 @@ PRESETS = {
         "LOSS": "edge",
         "BATCH_SIZE": 8,
         "NUM_EPOCHS": 24,
+        "RESOLUTIONS": [0.5, 1.0],
         "ROTATE": 0.0,
         "VERTICAL_FLIP": 0.0,
         "SCALE_JITTER": 0.15,

@@ -17,6 +17,7 @@ from carvana.model_config import check_image_levels
 from carvana.naming import AFFIX_CONSTANTS, Naming
 from carvana.opening import set_max_megapixels
 from carvana.pairs import find_pairs, warn_of_left_out
+from carvana.shipped import describe_model
 from carvana.threads import keep_freed_memory
 
 WORST = 5  # files that are listed
@@ -89,6 +90,7 @@ def main() -> None:
     scores = utils.evaluate(args.model, args.images, args.masks, loading, args.device)
     if scores is None:  # of several processes the first one reports
         return
+    print(f"\nmodel: {describe_model(args.model)}")
     print_scores(scores)
     if args.json:
         content = {"model": str(args.model), "images_dir": args.images} | scores
@@ -101,7 +103,7 @@ def print_scores(scores: dict[str, Any]) -> None:
     """Print the scores at both resolutions, those of each class, and the worst images."""
     height, width = scores["size"]
     count = len(scores["images"])
-    print(f"\n{count} images       network's {height}x{width}   photographs' own size")
+    print(f"{count} images       network's {height}x{width}   photographs' own size")
     first_image = scores["images"][0]
     for name in (name for name in first_image if f"full_{name}" in first_image):
         print(f"{name:10} {scores[name]:22.6f} {scores['full_' + name]:23.6f}")

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from carvana import checkpoint, distributed, history, optim, reports
+from carvana import checkpoint, distributed, history, optim, reports, tensorboard
 from carvana.augmentation import Augmentation, train_transform, val_transform
 from carvana.batchnorm import BatchNormKeeper, settle_batchnorm
 from carvana.byproducts import Byproducts
@@ -214,6 +214,11 @@ class Trainer:
         """Return what puts objects before other photographs, if there are any."""
         cfg = self.cfg
         if not cfg.BACKGROUNDS_DIR:
+            if cfg.BYSTANDERS and distributed.FIRST:
+                print(
+                    "BACKGROUNDS_DIR is empty: objects stay before their own backgrounds; "
+                    "--backgrounds-dir names a folder of other photographs"
+                )
             return None
         settings = Compositing(
             cfg.BACKGROUND_SHARE,
@@ -461,6 +466,11 @@ class Trainer:
             path = os.path.join(cfg.SAVED_IMAGES_DIR, "history.csv")
             with self.byproducts.writing(path):
                 history.write_history(progress.history, path)
+            if cfg.TENSORBOARD_DIR:
+                folder = os.path.join(cfg.TENSORBOARD_DIR, f"run_{progress.run[:8]}")
+                with self.byproducts.writing(folder):
+                    dataset = self.val_loader.dataset
+                    tensorboard.write_epoch(folder, progress.history, dataset, scores)
         self.write_pictures(scores)
 
     def save_best(self, best_before: float) -> None:

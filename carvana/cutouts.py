@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
-from carvana.framing import Framing, check_framing, place, plan
+from carvana.framing import Framing, Placement, check_framing, place, plan
 from carvana.images import Size, scale_image
 from carvana.matting import matte, with_alpha
 from carvana.model_config import logit_threshold, model_config, network_size
@@ -22,10 +22,15 @@ class CutoutStyle(NamedTuple):
     framing: Framing = Framing()
 
 
-def cut_out(
-    photograph: np.ndarray, logits: np.ndarray, scale: float, style: CutoutStyle
-) -> np.ndarray:
-    """Return a cutout, uint8 (h, w, 4), as large as the photograph or the canvas.
+class Cutout(NamedTuple):
+    """A cutout, and where its photograph lies on the canvas."""
+
+    picture: np.ndarray  # uint8 (h, w, 4), as large as the photograph or the canvas
+    placement: Placement | None  # None: it is not framed
+
+
+def cut_out(photograph: np.ndarray, logits: np.ndarray, scale: float, style: CutoutStyle) -> Cutout:
+    """Return the cutout of a photograph.
 
     Args:
         photograph: uint8 (H, W, 3).
@@ -34,16 +39,17 @@ def cut_out(
     """
     colors, alpha = matte(photograph, logits, scale)
     if not (style.shadow or style.framing.changes):
-        return with_alpha(colors, alpha)
+        return Cutout(with_alpha(colors, alpha), None)
     car = (alpha >= CAR_ALPHA).view(np.uint8)
     shadow = None
     if style.shadow:
         shadow = find_shadow(photograph, car)
         colors, alpha = add_shadow(colors, alpha, shadow)
     picture = with_alpha(colors, alpha)
-    if style.framing.changes:
-        picture = place(picture, plan(style.framing, car, shadow))
-    return picture
+    if not style.framing.changes:
+        return Cutout(picture, None)
+    placement = plan(style.framing, car, shadow)
+    return Cutout(place(picture, placement), placement)
 
 
 def cutout(
@@ -78,4 +84,4 @@ def cutout(
     image = scale_image(photograph, size, config["IN_CHANNELS"])
     logits = upsample(network_logits(model, image[None])[0], photograph.shape[:2])
     foreground = foreground_logits(logits, logit_threshold(config))
-    return cut_out(photograph, foreground, photograph.shape[0] / size[0], style)
+    return cut_out(photograph, foreground, photograph.shape[0] / size[0], style).picture

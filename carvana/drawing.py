@@ -20,6 +20,7 @@ MUTED = (110, 110, 110)
 MARGIN = 8  # pixels, of a sheet
 LINE_HEIGHT = 26
 FONT_SIZE = 15
+COMPARED = ("photograph", "truth", "prediction", "difference")  # columns of compare
 BATCH_IMAGES = 16  # of batch_sheet
 BATCH_COLUMNS = 4
 LARGEST_SIDES = {".jpg": ("JPEG", 65500), ".webp": ("WebP", 16383)}  # pixels; formats' limits
@@ -119,6 +120,12 @@ def fit_height(size: Size, height: int) -> Size:
     """Return (height, width) of a picture at another height, cut to four times that."""
     rows, columns = size
     return height, max(1, min(4 * height, round(height * columns / rows)))
+
+
+def fit_side(size: Size, side: int) -> Size:
+    """Return (height, width) of a picture whose longer side is reduced to so many pixels."""
+    scale = min(1.0, side / max(size))
+    return max(1, round(scale * size[0])), max(1, round(scale * size[1]))
 
 
 # ---------------------------------------------------------------- files
@@ -291,8 +298,14 @@ def validation_overview(dataset: PairedDataset, scores: dict) -> np.ndarray:
     for rank, index in _worst_median_best([row["dice"] for row in scores["images"]]):
         title, pictures = compare(dataset, index, scores)
         rows.append((f"{rank}: {title}", pictures))
-    heads = ("photograph", "truth", "prediction", "difference")
-    return sheet(rows, heads, color_key(dataset.reading.classes))
+    return sheet(rows, COMPARED, color_key(dataset.reading.classes))
+
+
+def worst_overview(dataset: PairedDataset, scores: dict, count: int) -> np.ndarray:
+    """Return a sheet of so many of the worst scored images; for scores see validation_overview."""
+    order = np.argsort([row["dice"] for row in scores["images"]], kind="stable")
+    rows = [compare(dataset, index, scores) for index in order[:count].tolist()]
+    return sheet(rows, COMPARED, color_key(dataset.reading.classes))
 
 
 def _worst_median_best(dices: list[float]) -> list[tuple[str, int]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from carvana import distributed
 from carvana.classes import Classes, Color
 from carvana.cutouts import CutoutStyle, cut_out
 from carvana.device import cast_convolutions, device_of, find_device
-from carvana.drawing import display_size, overlay, save_mask, save_picture
+from carvana.drawing import display_size, fit_side, overlay, save_mask, save_picture
 from carvana.errors import (
     UserError,
     WriteError,
@@ -29,12 +29,14 @@ from carvana.errors import (
     result_or_error,
     warn,
 )
+from carvana.framing import Placement, place
 from carvana.images import judge_levels, picture_size, read_image, read_saving_options
 from carvana.matting import composite
 from carvana.model_config import logit_threshold, model_classes, model_config, network_size
 from carvana.photographs import BACKGROUND, CUTOUT, MASK, OVERLAY, Photograph, in_format
 from carvana.predicting import foreground_logits, network_logits, upsample
 from carvana.reports import THUMBNAIL, Card, least_sure, prediction_card, predictions_page
+from carvana.shipped import describe_model
 from carvana.submission import Submission, run_lengths
 from carvana.submission_settings import run_settings
 from carvana.threads import cores, map_in_threads
@@ -60,11 +62,12 @@ class MaskingOptions:
     levels: int = 0  # of 16-bit photographs; 0: the model's own
     tta: bool = False
     batch_size: int = 4
+    preview: int = 0  # pixels of the longer side of Masked.previews; 0: there are none
 
     @property
     def needs_photograph(self) -> bool:
         """Whether the photograph itself is needed at its own size."""
-        return self.overlay or self.cutout or self.background is not None
+        return self.overlay or self.cutout or self.background is not None or self.preview > 0
 
 
 class Masked(NamedTuple):
@@ -74,6 +77,7 @@ class Masked(NamedTuple):
     written: list[Path]
     runs: str
     card: Card | None
+    previews: list[np.ndarray]  # before and after, uint8 (h, w, 3) or (h, w, 4), or nothing
 
 
 class Prediction(NamedTuple):
@@ -99,17 +103,14 @@ def mask_photographs(
         failures: what has failed already, in words.
     """
     with distributed.process_group(find_device(device_name)) as device:
-        model = load_model(options.model, device)
-        if not model_classes(model).single and (options.rle or options.threshold):
-            raise UserError(
-                f"{one_line(options.model)} tells {len(model_config(model)['CLASSES'])} classes "
-                "apart; --rle and --threshold are for models of one"
-            )
-        given_levels = options.levels
-        levels = options.levels or model_config(model)["IMAGE_LEVELS"]
-        options = replace(options, levels=levels)
         if distributed.FIRST:
-            oddity = judge_levels([photograph.path for photograph in photographs], levels)
+            print(f"model: {describe_model(options.model)}")
+        model = load_model(options.model, device)
+        given_levels = options.levels
+        options = settle_options(options, model)
+        if distributed.FIRST:
+            paths = [photograph.path for photograph in photographs]
+            oddity = judge_levels(paths, options.levels)
             if oddity:
                 warn(f"warning: {oddity}")
         with contextlib.ExitStack() as stack:
@@ -121,6 +122,17 @@ def mask_photographs(
             run.failures = failures if distributed.FIRST else []
             run.mask_shard(photographs)
         run.finish()
+
+
+def settle_options(options: MaskingOptions, model: nn.Module) -> MaskingOptions:
+    """Return the options with what is the model's own. Raises UserError for what it cannot do."""
+    config = model_config(model)
+    if not model_classes(model).single and (options.rle or options.threshold):
+        raise UserError(
+            f"{one_line(options.model)} tells {len(config['CLASSES'])} classes apart; --rle and "
+            "--threshold are for models of one"
+        )
+    return replace(options, levels=options.levels or config["IMAGE_LEVELS"])
 
 
 class MaskingRun:
@@ -145,9 +157,11 @@ class MaskingRun:
                 item for item in photographs if item.csv_name not in self.submission.done
             ]
         photographs = [photographs[index] for index in distributed.shard(len(photographs))]
+        if photographs:
+            self._print_start()
         started = time.perf_counter()
         # Closed at once if a row cannot be written: the threads of what follows end.
-        with contextlib.closing(_results(photographs, self.model, self.options)) as results:
+        with contextlib.closing(mask_each(photographs, self.model, self.options)) as results:
             for photograph, result in zip(photographs, results, strict=True):
                 if isinstance(result, UserError):
                     self.failures.append(str(result))
@@ -156,6 +170,14 @@ class MaskingRun:
         # Here all processes wait for the last one.
         self.done = int(distributed.all_reduce_sum(torch.tensor(self.done)))
         self.seconds = time.perf_counter() - started
+
+    def _print_start(self) -> None:
+        """Print which network masks, and where."""
+        height, width = network_size(model_config(self.model))
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        size = f"{parameters / 1e6:.2f} M parameters " if parameters else ""
+        where = f"at {height}x{width} on {device_of(self.model)}"
+        print(f"{one_line(self.options.model)}: {size}{where}")
 
     def _note(self, photograph: Photograph, result: Masked) -> None:
         if self.submission:
@@ -193,18 +215,17 @@ class MaskingRun:
             sys.exit(1)
 
 
-def _results(
+def mask_each(
     photographs: Sequence[Photograph], model: nn.Module, options: MaskingOptions
 ) -> Generator[Masked | UserError, None, None]:
-    """Yield what becomes of each photograph, in order."""
+    """Yield what becomes of each photograph, in order.
+
+    Args:
+        options: of settle_options.
+    """
     if not photographs:
         return
-    config = model_config(model)
-    height, width = network_size(config)
     device = device_of(model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    size = f"{parameters / 1e6:.2f} M parameters " if parameters else ""
-    print(f"{one_line(options.model)}: {size}at {height}x{width} on {device}")
     cast_convolutions(model)
     starts = range(0, len(photographs), options.batch_size)
     batches = [photographs[start : start + options.batch_size] for start in starts]
@@ -268,15 +289,20 @@ def _finish(
     shares = _describe_shares(prediction.mask, classes)
     runs = run_lengths(prediction.mask) if options.rle else ""
     written = []
+    previews = []
     if options.save:
-        written = _write_pictures(photograph, prediction, scale, classes, options)
+        drawing = _draw(photograph, prediction, scale, classes, options)
+        written = _write_pictures(photograph, prediction.mask, drawing.pictures, classes, options)
+        if options.preview:
+            pair = _compared(drawing, prediction.mask, classes)
+            previews = [_reduce(picture, options.preview) for picture in pair]
     card = None
     if options.gallery:
         unsure = (prediction.margin < UNSURE_LOGIT).mean()
         shown_size = display_size(photograph.path, THUMBNAIL)
         image = read_image(photograph.path, shown_size, levels=options.levels)
         card = prediction_card(image, photograph.name, prediction.mask, shares, unsure, classes)
-    return Masked(shares, written, runs, card)
+    return Masked(shares, written, runs, card, previews)
 
 
 def _decide(logits: np.ndarray, threshold: float, with_margin: bool) -> Prediction:
@@ -309,31 +335,69 @@ def _describe_shares(mask: np.ndarray, classes: Classes) -> str:
     )
 
 
-def _write_pictures(
+class Drawing(NamedTuple):
+    """A photograph as it is compared, and the pictures besides the mask that are made of it."""
+
+    before: np.ndarray  # uint8 (h, w, 3) or (h, w, 4); empty if no photograph is needed
+    pictures: dict[str, np.ndarray]  # by their files' endings
+
+
+def _draw(
     photograph: Photograph,
     prediction: Prediction,
     scale: float,
     classes: Classes,
     options: MaskingOptions,
-) -> list[Path]:
-    """Write the files that the options ask for; return their paths."""
-    written = [photograph.output_path(options.out, MASK)]
-    save_mask(prediction.mask, written[0], classes)
+) -> Drawing:
+    """Draw the pictures that the options ask for."""
+    pictures: dict[str, np.ndarray] = {}
     if not options.needs_photograph:
-        return written
+        return Drawing(np.empty((0, 0, 3), np.uint8), pictures)
     image = read_image(photograph.path, levels=options.levels)
-    pictures = {}
+    before = image
     if options.overlay:
         pictures[OVERLAY] = overlay(image, prediction.mask, classes.tint_colors())
     if options.cutout or options.background is not None:
-        cutout = cut_out(image, prediction.logits, scale, options.style)
+        cutout, placement = cut_out(image, prediction.logits, scale, options.style)
         if options.cutout:
             pictures[CUTOUT] = cutout
         if options.background is not None:
             pictures[BACKGROUND] = composite(cutout, options.background)
-    metadata = read_saving_options(photograph.path)
+        if placement and options.preview:
+            before = place(cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), placement)
+    return Drawing(before, pictures)
+
+
+def _write_pictures(
+    photograph: Photograph,
+    mask: np.ndarray,
+    pictures: dict[str, np.ndarray],
+    classes: Classes,
+    options: MaskingOptions,
+) -> list[Path]:
+    """Write a photograph's mask, uint8 (H, W), and pictures; return their paths."""
+    written = [photograph.output_path(options.out, MASK)]
+    save_mask(mask, written[0], classes)
+    metadata: dict[str, Any] = {}
+    if pictures:
+        metadata = read_saving_options(photograph.path)
     for ending, picture in pictures.items():
         path = photograph.output_path(options.out, in_format(ending, options.format))
         save_picture(picture, path, **metadata)
         written.append(path)
     return written
+
+
+def _compared(drawing: Drawing, mask: np.ndarray, classes: Classes) -> list[np.ndarray]:
+    """Return the photograph, and the last of its pictures or else its mask in colors."""
+    if drawing.pictures:
+        return [drawing.before, list(drawing.pictures.values())[-1]]
+    return [drawing.before, classes.mask_colors()[mask]]
+
+
+def _reduce(picture: np.ndarray, side: int) -> np.ndarray:
+    """Return a picture, uint8 (H, W, 3) or (H, W, 4), its longer side reduced to `side` pixels."""
+    size = fit_side(picture.shape[:2], side)
+    if picture.shape[2] == 4:  # colors count by their alpha
+        return place(picture, Placement(size, size[0] / picture.shape[0], 0, 0))
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA)

@@ -62,7 +62,8 @@ def _sharpened_alpha(logits: np.ndarray, scale: float) -> tuple[np.ndarray, np.n
     alpha = _without_specks((logits > 0).view(np.uint8)) * np.uint8(255)
     reach = 2 * math.ceil(SOFT_REACH * max(1, scale)) + 1
     near_outline = cv2.morphologyEx(alpha, cv2.MORPH_GRADIENT, np.ones((reach, reach), np.uint8))
-    soft = near_outline & cv2.inRange(logits, -SURE_LOGIT / steepness, SURE_LOGIT / steepness)
+    unsure = cv2.inRange(logits, -SURE_LOGIT / steepness, SURE_LOGIT / steepness)
+    soft = cv2.bitwise_and(near_outline, unsure)
     for tile in _tiles_with(soft):
         edge = soft[tile] > 0
         alpha[tile][edge] = np.round(255 / (1 + np.exp(-steepness * logits[tile][edge])))

@@ -14,9 +14,9 @@ from carvana.errors import UserError, one_line
 from carvana.model_config import channel_faults, class_faults
 from carvana.naming import AFFIX_CONSTANTS
 from carvana.schema import ValueType, check, parse, parse_annotation, plain_annotation
+from carvana.shipped import SHIPPED_MODELS, find_model
 from carvana.synonyms import describe_unknown
 
-PRETRAINED_WEIGHTS = Path(__file__).parent.parent / "weights" / "carvana.pth.tar"
 DATA_CONSTANTS = (
     *AFFIX_CONSTANTS,
     "GROUP_REGEX",
@@ -153,12 +153,14 @@ def add_data_options(parser: argparse.ArgumentParser, constants: dict[str, Const
 
 
 def add_model_option(parser: argparse.ArgumentParser, description: str) -> None:
-    """Give a parser --model; the default is the weights that come with the project."""
+    """Give a parser --model; what comes with the project has a name, and one is the default."""
+    shipped = " and ".join(f"{name}, for {model.purpose}" for name, model in SHIPPED_MODELS.items())
     parser.add_argument(
         "--model",
-        metavar="FILE",
-        default=PRETRAINED_WEIGHTS,
-        help=f"{description}; default: the weights that come with the project",
+        metavar="|".join(["FILE", *SHIPPED_MODELS]),
+        type=find_model,
+        default="anywhere",
+        help=f"{description}; with the project come {shipped}; default: %(default)s",
     )
 
 

@@ -16,6 +16,7 @@ from carvana.naming import Naming
 from carvana.opening import set_max_megapixels
 from carvana.pairs import Pair, check_folders, list_files
 from carvana.rendering import PARTS, remove_leftovers, render_set
+from carvana.tensorboard import check_tensorboard
 from carvana.threads import keep_freed_memory
 from carvana.two_values import settle_values
 
@@ -56,6 +57,7 @@ def configure(config: ModuleType, description: str | None = None) -> SimpleNames
     _render_missing_cars(cfg, config.PRESETS)
     _settle_mask_values(cfg, _check_data(cfg))
     _check_outputs(cfg)
+    check_tensorboard(cfg.TENSORBOARD_DIR)
     if _rank("RANK") == 0:  # the process that reads checkpoints
         _check_checkpoints(cfg)
         with output_locks(outputs(cfg)):  # free now; train.main takes and keeps them

@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,6 +42,25 @@ TINY = {
     "PRECISION": "fp32",
 }
 TIMINGS = ("seconds", "images_per_second", "peak_memory_mb")  # they differ from run to run
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+# ---------------------------------------------------------------- pages
+
+
+@contextlib.contextmanager
+def open_browser():
+    """Give a browser without a display; skip the test where there is none."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("no chromium here")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 # ---------------------------------------------------------------- pictures

@@ -211,3 +211,9 @@ def test_backgrounds_that_cannot_be_read_are_named(data, meadow, spoil, message)
 def test_folder_without_photographs_is_refused(tmp_path):
     with pytest.raises(UserError, match="no photographs in .* name another folder"):
         Compositor(tmp_path, ALWAYS, SINGLE, 3)
+
+
+def test_training_says_that_there_are_no_backgrounds(data, no_report):
+    options = tiny_options(GALLERY_MAX=0, NUM_EPOCHS=1)
+    done = run_script(data, "train.py", *options, "--bystanders", 0.3)
+    assert "BACKGROUNDS_DIR is empty: objects stay before their own backgrounds" in done.stdout

@@ -2,16 +2,14 @@
 
 import itertools
 import re
-import shutil
 
 import numpy as np
 import pytest
-from helpers import tiny_options, write_model, write_pairs
+from helpers import open_browser, tiny_options, write_model, write_pairs
 from markupsafe import Markup
 
 from carvana import curves, reports
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PICTURES = ("photograph", "overlay", "truth", "prediction", "error")
 NAMES = [f"{'ab'[i % 2]} <car> & {i:02d}.jpg" for i in range(12)]  # in the order of their Dice
 SIZES = "[...document.images].slice(0, 5).map(i => [i.clientWidth, i.clientHeight])"
@@ -23,14 +21,8 @@ BOXES = """[...document.querySelectorAll('.card')].map(card => {
 
 @pytest.fixture(scope="module")
 def browser():
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip("no chromium here")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+    with open_browser() as browser:
         yield browser
-        browser.close()
 
 
 class Tabs:

@@ -7,7 +7,7 @@ import sys
 import pytest
 from helpers import ROOT, run_process
 
-SCRIPTS = ("prepare_data", "explore", "train", "evaluate", "inference", "export")
+SCRIPTS = ("prepare_data", "explore", "train", "evaluate", "inference", "export", "app")
 RUN_AND_TELL = """
 import runpy, sys
 sys.argv = [sys.argv[1], "--nope"]
