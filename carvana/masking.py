@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -231,14 +231,26 @@ def mask_each(
     batches = [photographs[start : start + options.batch_size] for start in starts]
     # Each thread takes its photographs all the way: nothing waits but for the disk and the cores.
     threads = cores()
+    threads_each = torch.get_num_threads()
     if device.type == "cpu":
         threads = min(threads, len(batches))
-        torch.set_num_threads(max(1, cores() // threads))
+        threads_each = max(1, cores() // threads)
     mask_batch = functools.partial(_mask_batch, model=model, options=options)
     results = map_in_threads(mask_batch, batches, "predicting", " batches", threads)
-    with contextlib.closing(results):
+    with _torch_threads(threads_each), contextlib.closing(results):
         for batch in results:
             yield from batch
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int) -> Iterator[None]:
+    """Have torch compute with that many threads in each of ours, and then as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _mask_batch(
