@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import re
 
 import pytest
 from helpers import LAST, is_same, run_result, run_with_small_files, tiny_options
@@ -92,8 +93,8 @@ def test_training_goes_on_where_it_cannot_be_written(data, run):
     finished = run_with_small_files(data, limit, "train.py", *options, *ON)
     assert finished.returncode == 0, finished.stderr
     assert is_same(run_result(data / LAST), expected)
-    (warning,) = [line for line in finished.stderr.splitlines() if line.startswith("warning: runs")]
-    assert warning.endswith("training goes on without it")
+    # TensorBoard's own thread writes to stderr at the same time.
+    assert len(re.findall("warning: runs.*training goes on without it", finished.stderr)) == 1
 
 
 def test_missing_package_is_said_at_the_start(data, run, monkeypatch):
