@@ -8,13 +8,14 @@ import functools
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
 
 from carvana.classes import Classes
 from carvana.errors import UserError, raise_all, result_or_error
+from carvana.framing import Box
 from carvana.images import Size, check_photograph, picture_size, read_image
 from carvana.opening import is_photograph
 from carvana.pairs import list_files
@@ -66,15 +67,6 @@ class Pictures(Protocol):
 
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a picture and its mask, as Compositor takes them."""
-
-
-class Box(NamedTuple):
-    """Where an object is, in pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
 
 
 def find_backgrounds(folder: str | Path) -> list[Path]:

@@ -103,8 +103,6 @@ def mask_photographs(
         failures: what has failed already, in words.
     """
     with distributed.process_group(find_device(device_name)) as device:
-        if distributed.FIRST:
-            print(f"model: {describe_model(options.model)}")
         model = load_model(options.model, device)
         given_levels = options.levels
         options = settle_options(options, model)
@@ -177,7 +175,7 @@ class MaskingRun:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         size = f"{parameters / 1e6:.2f} M parameters " if parameters else ""
         where = f"at {height}x{width} on {device_of(self.model)}"
-        print(f"{one_line(self.options.model)}: {size}{where}")
+        print(f"model: {describe_model(self.options.model)}: {size}{where}")
 
     def _note(self, photograph: Photograph, result: Masked) -> None:
         if self.submission:
