@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from carvana import distributed, system
@@ -189,6 +189,7 @@ def make_loader(
         batch_size,
         sampler=sampler,
         num_workers=num_workers,
+        collate_fn=collate,
         worker_init_fn=leave_signals_alone,
         multiprocessing_context=system.start_method() if num_workers else None,
         pin_memory=pin_memory and torch.cuda.is_available(),
@@ -196,6 +197,19 @@ def make_loader(
         prefetch_factor=PREFETCH_FACTOR if num_workers else None,
         generator=torch.Generator(),  # its own: loading must not draw from torch's random state
     )
+
+
+def collate(items: list[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return items as a batch: images (B, C, H, W), masks (B, H, W).
+
+    uint8 images keep the order in memory that they have as pictures, which is channels last: they
+    are copied as they are, and no device has to turn them around.
+    """
+    image = items[0][0]
+    if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8:
+        return default_collate(items)
+    images, masks = default_collate([(image.permute(1, 2, 0), mask) for image, mask in items])
+    return images.permute(0, 3, 1, 2), masks
 
 
 def _workers(

@@ -7,6 +7,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cv2
+import numpy as np
 
 from carvana.classes import SINGLE, Classes
 
@@ -67,10 +68,10 @@ def train_transform(
 ) -> Callable:
     """Return an Albumentations pipeline that augments.
 
-    It turns a uint8 (H, W, C) image and a float (H, W) mask into a uint8 tensor (C, H, W) and a
-    float tensor (H, W). Masks of several classes stay uint8 indices; what "black" exposes is to
-    be ignored then. Levels become floats on the device (device.to_input): a quarter of the bytes
-    to move.
+    It turns a uint8 (H, W, C) image and a float32 (H, W) mask in [0, 1] into uint8 tensors, (C, H,
+    W) and (H, W), of levels. Masks of several classes stay uint8 indices; what "black" exposes is
+    to be ignored then. Levels become floats on the device (device.to_device): a quarter of the
+    bytes to move.
     """
     A = _albumentations()
     augmentation = augmentation or Augmentation()
@@ -81,7 +82,7 @@ def train_transform(
         "fill_mask": 0 if classes.single else classes.ignore,
         "mask_interpolation": cv2.INTER_LINEAR if classes.single else cv2.INTER_NEAREST,
     }
-    steps = []
+    steps = [A.Lambda(mask=_to_levels, p=1.0)]
     if augmentation.rotate:
         steps.append(A.Rotate(limit=augmentation.rotate, p=1.0, **fill))
     if augmentation.scale_jitter:
@@ -148,4 +149,11 @@ def _camera_and_web(augmentation: Augmentation) -> list[Any]:
 def val_transform() -> Callable:
     """Return the same pipeline without augmentation."""
     A = _albumentations()
-    return A.Compose([A.ToTensorV2()])
+    return A.Compose([A.Lambda(mask=_to_levels, p=1.0), A.ToTensorV2()])
+
+
+def _to_levels(mask: np.ndarray, **_params: Any) -> np.ndarray:
+    """Return a mask of shares in [0, 1] as levels of 255, and one of class indices as it is."""
+    if mask.dtype == np.uint8:
+        return mask
+    return np.rint(255 * mask).astype(np.uint8)

@@ -85,7 +85,8 @@ def to_device(
 
     Args:
         images: uint8 or float (B, C, H, W); see to_input.
-        masks: (B, H, W) or (B, 1, H, W).
+        masks: (B, H, W) or (B, 1, H, W); of a single class shares in [0, 1], or uint8 levels
+            beside uint8 images.
 
     Returns:
         float32 images (B, C, H, W), and masks: float32 (B, 1, H, W) of a single class, int64
@@ -94,7 +95,8 @@ def to_device(
     masks = masks.to(device_of(model), non_blocking=True)
     if not model_classes(model).single:
         return to_input(images, model), masks.long()
-    masks = masks.float()
+    levels = images.dtype == masks.dtype == torch.uint8
+    masks = masks.float() / 255 if levels else masks.float()
     if masks.dim() == 3:
         masks = masks.unsqueeze(1)
     return to_input(images, model), masks

@@ -230,8 +230,8 @@ def batch_sheet(loader: Any, images: int) -> np.ndarray:
     for index in loader.sampler.order(epoch)[: min(BATCH_IMAGES, images)]:
         image, mask = dataset[epoch, index]  # tensors (C, H, W) and (H, W)
         mask = mask.numpy()
-        if classes.single:  # the foreground's share of each pixel
-            mask = (mask >= 0.5).view(np.uint8)
+        if classes.single:  # levels of the foreground's share of each pixel
+            mask = (mask > 127).view(np.uint8)
         image = np.broadcast_to(image.permute(1, 2, 0).numpy(), (*mask.shape, 3))
         pictures.append(overlay(np.ascontiguousarray(image), mask, classes.tint_colors()))
     starts = range(0, len(pictures), BATCH_COLUMNS)

@@ -1,5 +1,7 @@
 """Training images: augmentations that belong to seed, epoch and image, and their order."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,12 @@ from helpers import scene, split_folders
 
 import utils
 from carvana.augmentation import Augmentation, train_transform, val_transform
-from dataset import CarvanaDataset
+from carvana.device import to_device
+from carvana.model_config import check_model_config
+from dataset import CarvanaDataset, end_workers
+from model import UNET
+
+CHANNELS_LAST = torch.channels_last
 
 
 def augmented_images(data, seed):
@@ -34,8 +41,8 @@ def test_augmentations_turn_masks_with_their_images():
         pipeline.set_random_seed(seed)
         item = pipeline(image=image, mask=mask)
         assert item["image"].dtype == torch.uint8
-        assert item["mask"].dtype == torch.float32
-        assert (item["image"][0] / 255 - item["mask"]).abs().max() < 0.02
+        assert item["mask"].dtype == torch.uint8
+        assert (item["image"][0].int() - item["mask"].int()).abs().max() < 5
 
 
 def test_sampler_permutes_the_images_in_each_epoch(data):
@@ -49,6 +56,35 @@ def test_sampler_permutes_the_images_in_each_epoch(data):
     assert orders[0] != orders[1] != orders[2]
     loader.sampler.epoch = 1
     assert list(loader.sampler) == epochs[1]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_levels_in_the_order_of_pictures(data, workers):
+    """Neither a worker nor the training process turns channels around, nor are there floats."""
+    loader, _ = utils.get_loaders(
+        *split_folders(data), 4, train_transform(), val_transform(), workers, size=(32, 48)
+    )
+    with contextlib.closing(iter(loader)) as batches:
+        images, masks = next(batches)
+    end_workers(loader)
+    assert images.shape == (4, 3, 32, 48) and images.is_contiguous(memory_format=CHANNELS_LAST)
+    assert masks.shape == (4, 32, 48) and images.dtype == masks.dtype == torch.uint8
+    assert masks.max() == 255
+    first = loader.sampler.order(0)[0]
+    assert torch.equal(images[0], loader.dataset[0, first][0])
+
+
+def test_to_device_gives_floats_for_levels_and_for_shares():
+    """The tutorials' loaders give floats, those of this project levels: the losses see the same."""
+    model = UNET(features=[4])
+    model.config = check_model_config({}, 3)
+    levels = torch.randint(0, 256, (2, 32, 48), dtype=torch.uint8)
+    images = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
+    of_levels = to_device(images, levels, model)
+    of_floats = to_device(images.float() / 255, levels.float() / 255, model)
+    assert all(map(torch.equal, of_levels, of_floats))
+    hard = to_device(images.float() / 255, (levels > 127).byte(), model)[1]
+    assert hard.unique().tolist() == [0, 1]
 
 
 FAULTS = {
@@ -78,6 +114,6 @@ def test_faults_change_images_but_neither_masks_nor_sizes(fault):
         spoil.set_random_seed(seed)
         item = spoil(image=photograph, mask=mask)
         assert item["image"].shape == (3, *mask.shape)
-        assert torch.equal(item["mask"], torch.from_numpy(mask))
+        assert torch.equal(item["mask"], torch.from_numpy(255 * mask).byte())
         changes += not np.array_equal(item["image"].permute(1, 2, 0), photograph)
     assert changes >= 4
