@@ -162,6 +162,8 @@ DEVICE: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: the first availa
 PRECISION: Precision = "auto"
 # torch.compile: a minute at first, then faster steps; auto: on CUDA, if over five minutes remain
 COMPILE: Literal["auto", "true", "false"] = "auto"
+# have a GPU give the same bits each time, as a CPU does: resuming is exact then; slower
+DETERMINISTIC: bool = False
 
 # ---------------------------------------------------------------- what is kept
 LOAD_MODEL: bool = False  # resume from CHECKPOINT_FILE; only evaluate if all epochs are done

@@ -14,7 +14,7 @@ from carvana import distributed, system
 from carvana.cache import open_cache
 from carvana.classes import SINGLE, Classes
 from carvana.compositing import Compositor
-from carvana.device import choose_workers, find_device, fit_workers
+from carvana.device import choose_workers, find_device, pinning_pays
 from carvana.errors import raise_all, result_or_error, warn
 from carvana.images import FULL_RANGE, Reading, Size, judge_levels, read_all, read_hard_mask
 from carvana.interrupts import leave_signals_alone
@@ -22,6 +22,7 @@ from carvana.mask_values import MaskFacts, find_ignored_class, judge_set, measur
 from carvana.naming import NAMING, Naming
 from carvana.pairs import find_pairs
 from carvana.sampling import EpochSampler
+from carvana.shared_memory import fit_workers
 
 PREFETCH_FACTOR = 4  # batches that each worker reads ahead
 JUDGED_MASKS = 64  # of a data set, before it is used
@@ -192,7 +193,7 @@ def make_loader(
         collate_fn=collate,
         worker_init_fn=leave_signals_alone,
         multiprocessing_context=system.start_method() if num_workers else None,
-        pin_memory=pin_memory and torch.cuda.is_available(),
+        pin_memory=pin_memory and pinning_pays(device or find_device()),
         persistent_workers=num_workers > 0,
         prefetch_factor=PREFETCH_FACTOR if num_workers else None,
         generator=torch.Generator(),  # its own: loading must not draw from torch's random state

@@ -36,6 +36,7 @@ from carvana.device import (
     amp_dtype,
     autocast,
     check_memory,
+    choose_kernels,
     compiling_pays,
     count_parameters,
     find_device,
@@ -155,7 +156,7 @@ class Trainer:
         self.parameters = count_parameters(UNET, **self.network_args)
         self.check_size()
         torch.manual_seed(cfg.SEED)
-        torch.backends.cudnn.benchmark = True
+        choose_kernels(cfg.DETERMINISTIC)
         self.train_loader, self.val_loader = self.make_loaders()
         check_readable(self.train_loader.dataset, self.val_loader.dataset)
         self.model = self.make_model()

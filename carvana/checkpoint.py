@@ -18,6 +18,7 @@ from numpy._core.multiarray import scalar
 from torch import nn
 
 from carvana import __version__, system
+from carvana.device import random_states, set_random_states
 from carvana.errors import UserError, error_summary, first_few, one_line
 from carvana.files import random_token
 from carvana.model_config import check_model_config, model_config
@@ -109,7 +110,6 @@ def training_state(
     state = {"state_dict": plain_names((ema_model or model).state_dict())}
     if ema_model is not None:
         state["trained"] = plain_names(model.state_dict())
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         **state,
         **progress,
@@ -117,7 +117,7 @@ def training_state(
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "config": model_config(model),
-        "random": {"torch": torch.get_rng_state(), "cuda": cuda_states},
+        "random": random_states(),
     }
 
 
@@ -211,8 +211,8 @@ def run_of(path: str | Path) -> str | None:
 # ---------------------------------------------------------------- reading
 
 
-def read_checkpoint(filename: str | Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Return the dict in a checkpoint file. Code in it does not run.
+def read_checkpoint(filename: str | Path) -> dict[str, Any]:
+    """Return the dict in a checkpoint file, on the CPU. Code in it does not run.
 
     Raises:
         UserError: the file is none, or its content is not sound.
@@ -222,7 +222,7 @@ def read_checkpoint(filename: str | Path, device: str | torch.device = "cpu") ->
             f"no checkpoint {str(filename)!r}; train one with python train.py, or name another"
         )
     try:
-        state = _load(filename, device)
+        state = _load(filename)
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise UserError(_unreadable(Path(filename), error)) from error
     name = one_line(filename)
@@ -272,11 +272,11 @@ def _foreign_state(state: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _load(filename: str | Path, device: str | torch.device = "cpu") -> Any:
+def _load(filename: str | Path) -> Any:
     """Return what torch.save wrote. Raises nearly anything if the file is not as written."""
     with warnings.catch_warnings(), torch.serialization.safe_globals(NUMPY_SCALARS):
         warnings.simplefilter("ignore")  # about what is odd in a file of others
-        return load_tensors(filename, device)
+        return load_tensors(filename)
 
 
 def holds_dict(path: str | Path) -> bool:
@@ -373,7 +373,7 @@ def load_network(
     Raises:
         UserError: the file holds no weights of such a network.
     """
-    state = read_checkpoint(path, device)
+    state = read_checkpoint(path)
     name = one_line(path)
     weights = weights_in(state)
     try:
@@ -450,9 +450,9 @@ def restore(
             _restore_optimizer(state["optimizer"], optimizer)
         scaler.load_state_dict(state.get("scaler") or scaler.state_dict())
         if "random" in state:
-            torch.set_rng_state(state["random"]["torch"].cpu())
-            if len(state["random"]["cuda"]) == torch.cuda.device_count():
-                torch.cuda.set_rng_state_all(state["random"]["cuda"])
+            set_random_states(state["random"])
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # of a foreign or hostile file, nearly anything
         raise UserError(
             f"the optimizer, scaler or random state in {name} is not valid for this run "

@@ -1,27 +1,32 @@
-"""Where a model runs, in what precision, and how its input gets there."""
+"""Where a model runs, in what precision, and how its input gets there.
 
+What depends on the device is decided here, and for several processes in distributed.py.
+"""
+
+import contextlib
 import functools
 import math
 import os
 import shutil
+import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from carvana import system
-from carvana.distributed import FIRST
-from carvana.errors import UserError, plural, warn
+from carvana.errors import UserError
 from carvana.model_config import model_classes, model_config
-from carvana.system import SHARED_MEMORY
 from carvana.threads import cores
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 AMPERE = (8, 0)  # the first compute capability that computes in bfloat16
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "amx_tile")  # of CPUs
-SHARED_MEMORY_SHARE = 0.8  # of what is free: others use it too
+GPU_TURNS = threading.Semaphore(2)
 SECONDS_TO_COMPILE_FOR = 300  # of training ahead, from which torch.compile pays
 
 
@@ -123,6 +128,98 @@ def _channel_values(values: tuple[float, ...], device: torch.device) -> torch.Te
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
+# ---------------------------------------------------------------- kernels
+
+
+def choose_kernels(deterministic: bool) -> None:
+    """Take the fastest kernels of this process's GPU, or those that give the same bits each time.
+
+    To find the fastest, cuDNN tries several for each size, and can find others in the next run.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+
+
+def fused_adam(device: torch.device) -> bool:
+    """Return whether torch updates all of Adam's parameters in one kernel there."""
+    return device.type in ("cpu", "cuda")
+
+
+def forward_turn(model: nn.Module) -> AbstractContextManager:
+    """Return the context of a forward pass: on a GPU two threads at most, as each takes memory."""
+    return GPU_TURNS if device_of(model).type == "cuda" else contextlib.nullcontext()
+
+
+def cast_convolutions(model: nn.Module) -> None:
+    """Keep convolutions' weights in the dtype that autocast computes in.
+
+    This is done once instead of for each batch; the results stay the same.
+    """
+    dtype = amp_dtype(device_of(model), model_config(model)["PRECISION"])
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            module.to(dtype)
+
+
+def compiling_pays(choice: str, device: torch.device, seconds: float) -> bool:
+    """Return whether to torch.compile, by the constant COMPILE.
+
+    Args:
+        choice: "true", "false", or "auto": on CUDA, if a compiler is there and it pays.
+        seconds: of training that lie ahead.
+    """
+    if choice != "auto":
+        return choice == "true"
+    if device.type != "cuda" or seconds <= SECONDS_TO_COMPILE_FOR:
+        return False
+    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
+    return find_spec("triton") is not None and any(map(shutil.which, compilers))
+
+
+def count_nonzero(masks: torch.Tensor) -> torch.Tensor:
+    """Return the number of pixels over 0 of each mask, int64 (B,).
+
+    Args:
+        masks: uint8 (B, pixels) of 0 and 1.
+    """
+    if masks.device.type == "cpu":  # NumPy counts several times as fast there
+        return torch.tensor([np.count_nonzero(mask) for mask in masks.view(torch.bool).numpy()])
+    return masks.count_nonzero(dim=1)
+
+
+def onnx_providers(device: torch.device, available: Sequence[str]) -> list[str]:
+    """Return what ONNX Runtime computes with, the first choice first, of what it has."""
+    providers = ["CPUExecutionProvider"]
+    if device.type == "cuda" and "CUDAExecutionProvider" in available:
+        providers.insert(0, "CUDAExecutionProvider")
+    return providers
+
+
+# ---------------------------------------------------------------- random states
+
+
+def random_states() -> dict[str, Any]:
+    """Return the states of torch's generators, that of each GPU too."""
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"torch": torch.get_rng_state(), "cuda": cuda_states}
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Go on with the states of random_states; those of GPUs only where there are as many.
+
+    Raises:
+        Exception: of nearly any kind, if they are something else.
+    """
+    torch.set_rng_state(states["torch"].cpu())
+    if len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+
+
+# ---------------------------------------------------------------- processes, threads, memory
+
+
 def count_parameters(network_class: type[nn.Module], **shape: Any) -> int:
     """Return how many parameters a network of this shape has, without allocating it."""
     with torch.device("meta"):
@@ -168,50 +265,21 @@ def choose_workers(device: torch.device, cached: bool) -> int:
     return min(cores(), 8 if device.type == "cuda" else 2)
 
 
-def fit_workers(workers: int, bytes_per_worker: int) -> int:
-    """Return as many of a loader's workers as shared memory has room for, with a warning if fewer.
+def choose_threads(device: torch.device, batches: int) -> tuple[int, int]:
+    """Return how many batches to predict at once, and the threads that torch has for each.
 
-    Workers on Linux hand over batches in SHARED_MEMORY, of which a container has 64 MB by default.
-    Training and validation can both have batches there, in each process of a machine.
+    A CPU's cores are shared among the batches. A GPU needs none of them: there each core reads
+    and writes pictures.
     """
-    if not workers or not bytes_per_worker or not os.path.isdir(SHARED_MEMORY):
-        return workers
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    each = 2 * bytes_per_worker * int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    fitting = min(workers, int(free * SHARED_MEMORY_SHARE // each))
-    if fitting < workers and FIRST:
-        warn(
-            f"warning: {plural(workers, 'worker')} can need {workers * each / 1e6:,.0f} MB of "
-            f"{SHARED_MEMORY}, which has {free / 1e6:,.0f} MB free; reading with {fitting} instead "
-            "of NUM_WORKERS. docker run --shm-size 2g makes it larger"
-        )
-    return fitting
+    if device.type != "cpu":
+        return cores(), torch.get_num_threads()
+    threads = min(cores(), batches)
+    return threads, max(1, cores() // threads)
 
 
-def cast_convolutions(model: nn.Module) -> None:
-    """Keep convolutions' weights in the dtype that autocast computes in.
-
-    This is done once instead of for each batch; the results stay the same.
-    """
-    dtype = amp_dtype(device_of(model), model_config(model)["PRECISION"])
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            module.to(dtype)
-
-
-def compiling_pays(choice: str, device: torch.device, seconds: float) -> bool:
-    """Return whether to torch.compile, by the constant COMPILE.
-
-    Args:
-        choice: "true", "false", or "auto": on CUDA, if a compiler is there and it pays.
-        seconds: of training that lie ahead.
-    """
-    if choice != "auto":
-        return choice == "true"
-    if device.type != "cuda" or seconds <= SECONDS_TO_COMPILE_FOR:
-        return False
-    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
-    return find_spec("triton") is not None and any(map(shutil.which, compilers))
+def pinning_pays(device: torch.device) -> bool:
+    """Return whether batches should lie in memory that the device reads by itself."""
+    return device.type == "cuda"
 
 
 def peak_memory(device: torch.device) -> int:

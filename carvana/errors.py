@@ -21,8 +21,10 @@ REMEDIES = {
 SHARED_MEMORY = system.SHARED_MEMORY or "shared memory"
 PAGING_FILE = "the paging file is too small for so many processes; lower NUM_WORKERS, or enlarge it"
 SMALLER = "lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES"
+GPU_MEMORY = f"the GPU's memory is too small for this; {SMALLER}"
 TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
-    "out of memory": f"the GPU's memory is too small for this; {SMALLER}",
+    "out of memory": GPU_MEMORY,
+    "STATUS_ALLOC_FAILED": GPU_MEMORY,  # of cuDNN and cuBLAS
     "Unable to allocate": f"the memory is too small for this; {SMALLER}",
     "allocate memory": f"the memory is too small for this; {SMALLER}",
     "not enough memory": f"the memory is too small for this; {SMALLER}",  # on Windows
@@ -34,6 +36,10 @@ TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "NUM_WORKERS to 0 or lower BATCH_SIZE; docker run --shm-size 2g makes it larger",
     "WinError 1455": PAGING_FILE,  # each process that imports torch reserves gigabytes on Windows
     "error code: <1455>": PAGING_FILE,
+    "no kernel image": "this torch has no code for this GPU, which is too old or too new for it; "
+    "install one that has (pytorch.org/get-started/locally), or use --device cpu",
+    "driver version is insufficient": "this torch needs a newer driver of the GPU; install one, or "
+    "use --device cpu",
     "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than "
     "one image, or enlarge the images",
 }

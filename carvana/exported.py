@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from carvana.checkpoint import holds_dict
+from carvana.device import onnx_providers
 from carvana.errors import UserError, error_summary, first_few, one_line, torch_advice
 from carvana.model_config import TUTORIAL_DEFAULTS, check_model_config
 from carvana.untrusted import (
@@ -107,7 +108,7 @@ def load_exported(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch, about what is deprecated in it
             return _load(Path(path), device, network_classes)
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a damaged or hostile file can raise nearly anything
         raise UserError(_not_exported(path, error)) from error
@@ -169,7 +170,7 @@ def _load_whole_model(
     """
     # Only these classes: nothing else that the file names is imported.
     with torch.serialization.safe_globals([*network_classes, *LAYERS]):
-        pickled = load_tensors(path, device)
+        pickled = load_tensors(path)
     if type(pickled) is not network_classes[0]:
         raise ValueError(f"no UNET but {kind_of(pickled)}")
     weights = _collect_weights(pickled)
@@ -283,9 +284,7 @@ def _load_onnx(path: Path, device: torch.device) -> tuple["OnnxRun", dict[str, A
     # Whatever the first bytes look like.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     options.log_severity_level = 4  # its errors are raised too
-    providers = ["CPUExecutionProvider"]
-    if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        providers.insert(0, "CUDAExecutionProvider")
+    providers = onnx_providers(device, onnxruntime.get_available_providers())
     session = onnxruntime.InferenceSession(content, options, providers=providers)
     return OnnxRun(session, device), config
 

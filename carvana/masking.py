@@ -18,7 +18,7 @@ from tqdm import tqdm
 from carvana import distributed
 from carvana.classes import Classes, Color
 from carvana.cutouts import CutoutStyle, cut_out
-from carvana.device import cast_convolutions, device_of, find_device
+from carvana.device import cast_convolutions, choose_threads, device_of, find_device
 from carvana.drawing import display_size, fit_side, overlay, save_mask, save_picture
 from carvana.errors import (
     UserError,
@@ -39,7 +39,7 @@ from carvana.reports import THUMBNAIL, Card, least_sure, prediction_card, predic
 from carvana.shipped import describe_model
 from carvana.submission import Submission, run_lengths
 from carvana.submission_settings import run_settings
-from carvana.threads import cores, map_in_threads
+from carvana.threads import map_in_threads
 
 UNSURE_LOGIT = np.log(9)  # closer to the threshold, a probability is between 0.1 and 0.9
 
@@ -223,16 +223,11 @@ def mask_each(
     """
     if not photographs:
         return
-    device = device_of(model)
     cast_convolutions(model)
     starts = range(0, len(photographs), options.batch_size)
     batches = [photographs[start : start + options.batch_size] for start in starts]
     # Each thread takes its photographs all the way: nothing waits but for the disk and the cores.
-    threads = cores()
-    threads_each = torch.get_num_threads()
-    if device.type == "cpu":
-        threads = min(threads, len(batches))
-        threads_each = max(1, cores() // threads)
+    threads, threads_each = choose_threads(device_of(model), len(batches))
     mask_batch = functools.partial(_mask_batch, model=model, options=options)
     results = map_in_threads(mask_batch, batches, "predicting", " batches", threads)
     with _torch_threads(threads_each), contextlib.closing(results):

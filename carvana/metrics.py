@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from carvana.classes import Classes
+from carvana.device import count_nonzero
 
 
 class Counts(NamedTuple):
@@ -47,18 +47,12 @@ def confusion_matrices(
 
 def _binary_matrices(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the same for masks of 0 and 1, (B, pixels), in a fraction of the time."""
-    both = _count_nonzero(predicted & target)
-    predicted_count = _count_nonzero(predicted)
-    target_count = _count_nonzero(target)
+    both = count_nonzero(predicted & target)
+    predicted_count = count_nonzero(predicted)
+    target_count = count_nonzero(target)
     neither = target.shape[1] - predicted_count - target_count + both
     cells = (neither, predicted_count - both, target_count - both, both)
     return torch.stack(cells, dim=1).view(-1, 2, 2)
-
-
-def _count_nonzero(masks: torch.Tensor) -> torch.Tensor:
-    if masks.device.type == "cpu":  # NumPy counts several times as fast there
-        return torch.tensor([np.count_nonzero(mask) for mask in masks.view(torch.bool).numpy()])
-    return masks.count_nonzero(dim=1)
 
 
 def one_against_all(matrices: torch.Tensor) -> Counts:

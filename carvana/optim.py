@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from carvana.device import fused_adam
+
 # Coefficients of a step that brings singular values from (0, 1] near 1 (0.7 to 1.2) and is steep
 # at 0, found by Keller Jordan: Muon: An optimizer for hidden layers in neural networks, 2024,
 # https://kellerjordan.github.io/posts/muon/. Five steps there; three did as well here.
@@ -34,7 +36,7 @@ def make_optimizer(
         parameters,
         learning_rate,
         weight_decay=weight_decay,
-        fused=device.type in ("cpu", "cuda"),
+        fused=fused_adam(device),
     )
 
 

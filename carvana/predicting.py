@@ -1,7 +1,5 @@
 """From photographs to logits to masks."""
 
-import contextlib
-import threading
 from collections.abc import Sequence
 
 import cv2
@@ -10,12 +8,9 @@ import torch
 from torch import nn
 
 from carvana.classes import Classes
-from carvana.device import autocast, device_of, to_input
+from carvana.device import autocast, forward_turn, to_input
 from carvana.images import Size, scale_image
 from carvana.model_config import model_classes, model_config, network_size
-
-# Threads that have a forward pass on a GPU at once: each takes memory of its own.
-ON_GPU = threading.Semaphore(2)
 
 
 def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -> list[np.ndarray]:
@@ -54,8 +49,7 @@ def network_logits(model: nn.Module, images: np.ndarray, tta: bool = False) -> n
         images: uint8 (B, h, w, channels) at the network's size, as read_image returns them.
         tta: average with the prediction for the mirror image.
     """
-    turn = ON_GPU if device_of(model).type == "cuda" else contextlib.nullcontext()
-    with autocast(model), turn:
+    with autocast(model), forward_turn(model):
         batch = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), model)
         logits = model(batch).float()
         if tta:

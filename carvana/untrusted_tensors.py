@@ -31,8 +31,8 @@ STORAGE_BYTES = {  # of a number, by torch's names of storages
 }
 
 
-def load_tensors(path: str | Path | bytes, device: str | torch.device = "cpu") -> Any:
-    """Return what torch.save wrote. Code in it does not run.
+def load_tensors(path: str | Path | bytes) -> Any:
+    """Return what torch.save wrote, on the CPU. Code in it does not run.
 
     Args:
         path: of a file, or the content of a zip.
@@ -42,10 +42,10 @@ def load_tensors(path: str | Path | bytes, device: str | torch.device = "cpu") -
         Exception: of nearly any kind, if it is not as torch.save wrote it.
     """
     if not isinstance(path, bytes) and not is_zip(path):  # torch before 1.6 wrote none
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     records = read_records(path)
     _check_storages(records["data.pkl"], {name: len(data) for name, data in records.items()})
-    return torch.load(write_records(records), map_location=device, weights_only=True)
+    return torch.load(write_records(records), map_location="cpu", weights_only=True)
 
 
 def _check_storages(content: bytes, sizes: Mapping[str, int]) -> None:

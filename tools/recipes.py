@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from carvana.augmentation import train_transform, val_transform
-from carvana.device import amp_dtype, find_device
+from carvana.device import amp_dtype, choose_kernels, find_device
 from carvana.errors import UserError
 from carvana.images import PILLOW_MODES
 from carvana.model_config import model_config
@@ -50,7 +50,7 @@ def start_recipe(recipe: type, args: argparse.Namespace) -> Any:
     # Loaders' workers start in the system's own way, as in a training.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end of the process)
-    if recipe is OurRecipe:
+    if issubclass(recipe, OurRecipe):
         keep_freed_memory()
     return recipe(args, find_device(args.device))
 
@@ -207,7 +207,7 @@ class OurRecipe:
     """The same with what train.py is made of."""
 
     def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
-        torch.backends.cudnn.benchmark = True
+        choose_kernels(deterministic=False)
         self.device = device
         self.dtype = amp_dtype(device)
         self.size = args.size

@@ -1,0 +1,525 @@
+"""Check and measure this machine's GPU: python tools/gpu_check.py
+
+In about five minutes: the first epoch in each precision, compiled and not; resuming; what happens
+where the GPU's memory is short; exported models; two processes, where there are two GPUs; how many
+images a second pass each stage. It prints a table for docs/benchmarks.md and a verdict, and exits
+with status 1 if something is wrong. Without a GPU it does the same on the CPU, in a small form.
+
+python tools/gpu_check.py --parts resuming memory    some of it
+python tools/gpu_check.py --images data/train_images --masks data/train_masks   on real photographs
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+from PIL import Image
+
+from carvana import options
+from carvana.checkpoint import read_checkpoint, training_state
+from carvana.device import AMPERE, amp_dtype, find_device
+from carvana.errors import error_summary, user_errors
+from carvana.files import replacing
+from carvana.pairs import check_folders, find_pairs
+from carvana.rendering import render_set
+from carvana.system import link_or_copy
+from carvana.worker_process import WorkerError, WorkerProcess
+from model import UNET
+from tools.benchmark import describe_machine
+from tools.recipes import OurRecipe, start_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("precision", "resuming", "memory", "exports", "processes", "speed", "inference")
+CHECKPOINT = "my_checkpoint.pth.tar"
+SPARE_MEMORY = 3 * 10**9  # bytes of the GPU that are left where it is made short
+HUGE = (4096, 6144)  # a network's size, at which one image takes more than that
+DICE_TOLERANCE = 0.05  # between precisions, after one epoch
+MASK_TOLERANCE = 0.001  # share of pixels by which an exported model's masks may differ
+COMMAND_LIMIT = 240  # seconds that one command may take
+
+
+RESUMED = {  # options of trainings that are resumed
+    "fp32, deterministic": ("--precision", "fp32", "--deterministic", "true"),
+    "auto, deterministic": ("--deterministic", "true"),
+    "fp32": ("--precision", "fp32"),
+    "auto": (),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done."""
+
+    cars: int  # that are rendered, where no photographs are given
+    train: tuple[str, ...]  # options of each training
+    compiled: tuple[str, ...]  # values of COMPILE
+    resumed: tuple[str, ...]  # names in RESUMED
+    formats: tuple[str, ...]  # exports
+    networks: tuple[tuple[tuple[int, ...], int], ...]  # FEATURES and BATCH_SIZE, to be timed
+    steps: int
+    photographs: int
+
+
+FULL = Plan(
+    cars=40,
+    train=("--preset", "small", "--batch-size", "16"),
+    compiled=("false", "true"),
+    resumed=("fp32, deterministic", "auto, deterministic", "fp32", "auto"),
+    formats=("torchscript", "pt2", "onnx"),
+    networks=(
+        ((64, 128, 256, 512), 16),
+        ((64, 128, 256, 512), 64),
+        ((16, 32, 64, 128), 16),
+        ((16, 32, 64, 128), 128),
+    ),
+    steps=30,
+    photographs=512,
+)
+SMALL = Plan(
+    cars=3,
+    train=("--features", "4", "8", "--image-height", "32", "--image-width", "48"),
+    compiled=("false",),
+    resumed=("auto, deterministic",),
+    formats=("pth",),
+    networks=(((4, 8), 2),),
+    steps=2,
+    photographs=4,
+)
+
+
+class Check:
+    """What has been found so far, and how commands are run."""
+
+    def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self.args = args
+        self.folder = folder
+        self.device = find_device(args.device)
+        self.plan = FULL if self.device.type == "cuda" else SMALL
+        self.report: dict[str, Any] = {"machine": describe_machine(self.device)}
+        self.faults: list[str] = []
+
+    def expect(self, condition: bool, fault: str) -> None:
+        """Note a fault unless the condition holds."""
+        if not condition:
+            self.faults.append(fault)
+            print(f"FAULT: {fault}")
+
+    def command(self, *words: object, launcher: tuple = (sys.executable,)) -> SimpleNamespace:
+        """Run a script of the project; return its status, stdout, stderr and seconds."""
+        script, *arguments = map(str, words)
+        started = time.perf_counter()
+        try:
+            finished = subprocess.run(
+                [*launcher, str(ROOT / script), *arguments],
+                cwd=self.folder,
+                capture_output=True,
+                text=True,
+                timeout=COMMAND_LIMIT,
+            )
+            status, out, err = finished.returncode, finished.stdout, finished.stderr
+        except subprocess.TimeoutExpired:
+            status, out, err = -1, "", f"it took over {COMMAND_LIMIT} s"
+        seconds = time.perf_counter() - started
+        return SimpleNamespace(status=status, out=out, err=err, seconds=seconds)
+
+    def train(self, name: str, *extra: object, launcher: tuple = (sys.executable,)) -> Any:
+        """Train in a folder of its own below this one; return what command() does, and .folder."""
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+        data = ["--train-img-dir", self.args.images, "--train-mask-dir", self.args.masks]
+        data += ["--val-img-dir", self.args.images, "--val-mask-dir", self.args.masks]
+        files = ["--checkpoint-file", folder / CHECKPOINT, "--saved-images-dir", folder / "saved"]
+        files += ["--best-checkpoint-file", folder / "best.pth.tar"]
+        files += ["--cache-dir", self.folder / "cache"]
+        finished = self.command(
+            "train.py",
+            *self.plan.train,
+            *data,
+            *files,
+            *("--device", self.device.type, "--gallery-max", 0, "--full-res-every", 0),
+            *extra,
+            launcher=launcher,
+        )
+        finished.folder = folder
+        return finished
+
+
+def last_line(text: str) -> str:
+    """Return the last line of an output that is not empty."""
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def print_table(header: str, rows: list[list[str]]) -> None:
+    """Print rows as a Markdown table; the first column is text, the others are numbers."""
+    columns = header.split(" | ")
+    print(f"\n| {header} |\n|---{'|---:' * (len(columns) - 1)}|")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+# ---------------------------------------------------------------- that it is right
+
+
+def check_precision(check: Check) -> None:
+    """Train an epoch in each precision, compiled and not: do all learn alike?"""
+    precisions = ["fp32", "fp16"]
+    if check.device.type != "cuda" or torch.cuda.get_device_capability() >= AMPERE:
+        precisions.append("bf16")
+    check.train("warm", "--num-epochs", 0)  # decodes into the cache
+    rows = []
+    results = check.report["precision"] = []
+    for precision in precisions:
+        for compiled in check.plan.compiled:
+            name = f"{precision}{', compiled' * (compiled == 'true')}"
+            choices = ("--precision", precision, "--compile", compiled)
+            finished = check.train(f"{precision}-{compiled}", "--num-epochs", 1, *choices)
+            check.expect(not finished.status, f"{name}: {last_line(finished.err)}")
+            if finished.status:
+                continue
+            (epoch,) = read_checkpoint(finished.folder / CHECKPOINT)["history"]
+            result = {"name": name, "seconds": finished.seconds, **epoch}
+            results.append(result)
+            rows.append(
+                [
+                    name,
+                    f"{epoch['train_loss']:.4f}",
+                    f"{epoch['dice']:.4f}",
+                    f"{epoch['images_per_second']:.0f}",
+                    f"{epoch['peak_memory_mb']:.0f}",
+                    f"{finished.seconds:.1f}",
+                ]
+            )
+            difference = abs(epoch["dice"] - results[0]["dice"])
+            check.expect(
+                difference < DICE_TOLERANCE, f"{name}: its Dice differs by {difference:.3f}"
+            )
+    header = "first epoch | train loss | Dice | images/s | memory, MB | the whole command, s"
+    print_table(header, rows)
+
+
+def check_resuming(check: Check) -> None:
+    """Compare two epochs in one run with two runs of one epoch each."""
+    rows = []
+    results = check.report["resuming"] = {}
+    for name in check.plan.resumed:
+        folder = re.sub(r"\W+", "-", name)
+        extra = (*RESUMED[name], "--schedule", "constant", "--compile", "false")
+        runs = [
+            check.train(f"{folder}-once", "--num-epochs", 2, *extra),
+            check.train(f"{folder}-twice", "--num-epochs", 1, *extra),
+            check.train(f"{folder}-twice", "--num-epochs", 2, "--load-model", "true", *extra),
+        ]
+        failed = next((run for run in runs if run.status), None)
+        check.expect(failed is None, f"resuming, {name}: {last_line(failed.err if failed else '')}")
+        if failed:
+            continue
+        states = [read_checkpoint(run.folder / CHECKPOINT) for run in (runs[0], runs[2])]
+        difference = largest_difference(*(state["state_dict"] for state in states))
+        dices = [state["history"][-1]["dice"] for state in states]
+        results[name] = {"difference": difference, "dice": dices}
+        verdict = "bit for bit" if difference == 0 else f"weights differ by up to {difference:.1e}"
+        rows.append([name, verdict, f"{dices[0]:.5f}", f"{dices[1]:.5f}"])
+        if "deterministic" in name or check.device.type == "cpu":
+            check.expect(difference == 0, f"resuming is not exact: {name}")
+    print_table("resumed after an epoch | weights | Dice in one run | resumed", rows)
+
+
+def largest_difference(first: dict, second: dict) -> float:
+    """Return the largest difference of two state dicts' floats."""
+    return max(
+        (first[name].double() - second[name].double()).abs().max().item()
+        for name in first
+        if first[name].is_floating_point()
+    )
+
+
+@contextlib.contextmanager
+def short_memory(device: torch.device) -> Iterator[None]:
+    """Leave only SPARE_MEMORY of the GPU free within the block, as another program may."""
+    free, _ = torch.cuda.mem_get_info(device)
+    block = torch.empty(max(0, free - SPARE_MEMORY), dtype=torch.uint8, device=device)
+    yield
+    del block
+    torch.cuda.empty_cache()
+
+
+def check_memory(check: Check) -> None:
+    """Run out of the GPU's memory in each script: is it said in words, and nothing lost?"""
+    if check.device.type != "cuda":
+        print("\nno GPU: its memory cannot run out")
+        return
+    model = check.folder / "huge.pth.tar"
+    write_untrained(model, *HUGE)
+    image = find_pairs(check.args.images, check.args.masks)[0][0]
+    folder = check.folder / "short"
+    large = ("--features", 64, 128, 256, 512, "--batch-size", 256, "--num-epochs", 2)
+    common = ("--device", "cuda", "--model", model)
+    check.train("short", "--num-epochs", 1)
+    before = (folder / CHECKPOINT).read_bytes()
+    with short_memory(check.device):
+        outcomes = {
+            "train.py": check.train("short", *large),
+            "evaluate.py": check.command(
+                "evaluate.py", *common, "--images", check.args.images, "--masks", check.args.masks
+            ),
+            "inference.py": check.command("inference.py", *common, "--img", image),
+        }
+    rows = []
+    for script, finished in outcomes.items():
+        message = last_line(finished.err)
+        fault = f"{script}, memory: status {finished.status}: {message}"
+        said = "GPU's memory is too small" in message and "Traceback" not in finished.err
+        check.expect(finished.status == 2 and said, fault)
+        rows.append([script, message[:300]])
+    kept = list(folder.glob(f"*{CHECKPOINT}*"))
+    check.expect(
+        any(path.read_bytes() == before for path in kept), "memory: the checkpoint before is lost"
+    )
+    check.report["memory"] = dict(rows)
+    print_table("out of memory | message", rows)
+
+
+def write_untrained(path: Path, height: int, width: int) -> None:
+    """Write the checkpoint of a random default network for images of this size."""
+    model = UNET()
+    model.config = {"IMAGE_HEIGHT": height, "IMAGE_WIDTH": width, "IN_CHANNELS": 3}  # type: ignore
+    optimizer = torch.optim.Adam(model.parameters())
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    progress = {"run": "untrained", "epoch": 1, "best": 0.0, "history": []}
+    torch.save(training_state(model, optimizer, scaler, progress), path)
+
+
+def check_exports(check: Check) -> None:
+    """Mask a photograph with exported models, and compare the masks with the checkpoint's."""
+    finished = check.command("export.py", "--formats", *check.plan.formats, "--out", "exports")
+    check.expect(not finished.status, f"export.py: {last_line(finished.err)}")
+    image = find_pairs(check.args.images, check.args.masks)[0][0]
+    models = sorted(path for path in (check.folder / "exports").glob("*model*.*"))
+    masks: dict[str, np.ndarray] = {}
+    rows = []
+    for model in ("anywhere", *models):
+        name = Path(model).name
+        arguments = ("--img", image, "--model", model, "--out", f"masks-{name}", "--no-overlay")
+        finished = check.command("inference.py", *arguments, "--device", check.device.type)
+        check.expect(not finished.status, f"{name}: {last_line(finished.err)}")
+        if finished.status:
+            continue
+        (path,) = (check.folder / f"masks-{name}").glob("*.png")
+        masks[name] = np.asarray(Image.open(path)) > 0
+        share = float(np.mean(masks[name] != masks["anywhere"]))
+        check.expect(share < MASK_TOLERANCE, f"{name}: {100 * share:.2f} % of its mask differ")
+        rows.append([name, f"{100 * share:.4f} %", f"{finished.seconds:.1f}"])
+    check.report["exports"] = rows
+    print_table("a mask by | pixels that differ | the whole command, s", rows)
+
+
+def check_processes(check: Check) -> None:
+    """Train an epoch in two processes, each with a GPU of its own."""
+    if check.device.type == "cuda" and torch.cuda.device_count() < 2:
+        print("\none GPU: two processes over NCCL were not tried")
+        return
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    one = check.train("one", "--num-epochs", 1)
+    two = check.train("two", "--num-epochs", 1, launcher=launcher)
+    for finished in (one, two):
+        check.expect(not finished.status, f"processes: {last_line(finished.err)}")
+    if one.status or two.status:
+        return
+    dices = [read_checkpoint(run.folder / CHECKPOINT)["history"][0]["dice"] for run in (one, two)]
+    check.report["processes"] = dices
+    check.expect(abs(dices[0] - dices[1]) < DICE_TOLERANCE, "processes: two learn something else")
+    print(f"\nDice after an epoch in one process {dices[0]:.4f}, in two {dices[1]:.4f}")
+
+
+# ---------------------------------------------------------------- how fast it is
+
+
+def measure_speed(check: Check) -> None:
+    """Print images a second of each stage, and what share of the GPU they use."""
+    rows = []
+    results = check.report["speed"] = []
+    for features, batch_size in check.plan.networks:
+        args = SimpleNamespace(
+            images=check.args.images,
+            masks=check.args.masks,
+            size=(160, 240),
+            features=list(features),
+            batch_size=batch_size,
+            steps=check.plan.steps,
+            cache_dir=check.folder / "cache",
+            device=check.args.device,
+        )
+        process = WorkerProcess(start_recipe, CachedRecipe, args, daemon=False)
+        with contextlib.closing(process) as recipe:
+            results.append(time_recipe(recipe) | {"features": features, "batch_size": batch_size})
+        rows.append(speed_row(results[-1]))
+    print_table(
+        "network, batch | loader alone | step alone | epoch | the GPU waits | share of peak "
+        "| evaluation | at full size too",
+        rows,
+    )
+    peak = max(result["peak"] for result in results)
+    print(
+        f"\nImages a second at 160x240, augmented, from the cache. Peak: a large matrix product, "
+        f"{peak / 1e12:.1f} TFLOP/s in {str(amp_dtype(check.device)).removeprefix('torch.')}."
+    )
+
+
+class CachedRecipe(OurRecipe):
+    """What train.py is made of, without the loader that decodes the files in each epoch."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device) -> None:
+        super().__init__(args, device)
+        del self.loaders["ours"]
+
+
+def time_recipe(recipe: WorkerProcess) -> dict[str, float]:
+    """Return the seconds per image of each stage, medians of three turns, and the peak."""
+    recipe.call("epoch")  # starts the workers
+    times: dict[str, list[float]] = {"loader": [], "step": [], "epoch": []}
+    for _ in range(3):
+        epoch = recipe.call("epoch")
+        times["loader"].append(recipe.call("loader")["ours, cached"])
+        times["step"].append(epoch["ours, step alone"])
+        times["epoch"].append(epoch["ours, cached"])
+    evaluation = recipe.call("evaluation")
+    return {name: statistics.median(values) for name, values in times.items()} | {
+        "evaluation": evaluation["ours"],
+        "full_evaluation": evaluation["ours, at full size too"],
+        "peak": recipe.call("peak"),
+        "flops": recipe.call("flops"),
+    }
+
+
+def speed_row(result: dict[str, Any]) -> list[str]:
+    """Return a row of the table of speeds."""
+    waiting = max(0.0, 1 - result["step"] / result["epoch"])
+    share = result["flops"] / result["step"] / result["peak"]
+    return [
+        f"{' '.join(map(str, result['features']))}, {result['batch_size']}",
+        *(f"{1 / result[name]:.0f}" for name in ("loader", "step", "epoch")),
+        f"{100 * waiting:.0f} %",
+        f"{100 * share:.0f} %",
+        *(f"{1 / result[name]:.0f}" for name in ("evaluation", "full_evaluation")),
+    ]
+
+
+def measure_inference(check: Check) -> None:
+    """Print photographs a second from file to file with the weights that come with the project."""
+    pairs = find_pairs(check.args.images, check.args.masks)
+    photographs = check.folder / "photographs"
+    photographs.mkdir(exist_ok=True)
+    for i in range(check.plan.photographs):
+        path = pairs[i % len(pairs)][0].resolve()
+        link_or_copy(path, photographs / f"{i:06d}{path.suffix}")
+    rows = []
+    results = check.report["inference"] = {}
+    for name, extra in {
+        "masks": ("--no-overlay",),
+        "masks and overlays": (),
+        "masks and cutouts": ("--no-overlay", "--cutout"),
+        "a csv of run lengths": ("--no-save", "--rle", "runs.csv"),
+    }.items():
+        arguments = ("--img", photographs, "--out", "made", "--device", check.device.type)
+        finished = check.command("inference.py", *arguments, *extra)
+        shutil.rmtree(check.folder / "made", ignore_errors=True)
+        check.expect(not finished.status, f"inference, {name}: {last_line(finished.err)}")
+        speed = re.search(r"([\d.]+) images/s", finished.out)
+        if speed is None:
+            continue
+        results[name] = {"per_second": float(speed[1]), "seconds": finished.seconds}
+        rows.append([name, speed[1], f"{finished.seconds:.1f}"])
+    print_table(
+        f"{check.plan.photographs} photographs to | photographs/s | the whole command, s", rows
+    )
+
+
+# ---------------------------------------------------------------- options and report
+
+
+PART_FUNCTIONS: dict[str, Callable[[Check], None]] = {
+    "precision": check_precision,
+    "resuming": check_resuming,
+    "memory": check_memory,
+    "exports": check_exports,
+    "processes": check_processes,
+    "speed": measure_speed,
+    "inference": measure_inference,
+}
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the options, checked."""
+    parser = options.make_parser(__doc__)
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        metavar="PART",
+        help=f"some of {' '.join(PARTS)}; default: all",
+    )
+    parser.add_argument("--images", metavar="DIR", help="photographs; default: rendered cars")
+    parser.add_argument("--masks", metavar="DIR", help="their masks")
+    options.add_device_option(parser)
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    args = parser.parse_args()
+    options.check_json_folder(args.json)
+    if (args.images is None) != (args.masks is None):
+        parser.error("--images and --masks go together")
+    if args.images:
+        check_folders((args.images, args.masks))
+        args.images, args.masks = map(os.path.abspath, (args.images, args.masks))
+    return args
+
+
+def main() -> int:
+    """Do what the options name; return the exit status."""
+    args = parse_args()
+    os.environ["TQDM_DISABLE"] = "1"  # in the processes started from here
+    with tempfile.TemporaryDirectory() as folder:
+        check = Check(args, Path(folder))
+        print(check.report["machine"], flush=True)
+        if not args.images:
+            render_set(check.folder / "cars", cars=check.plan.cars, val_cars=1)
+            args.images = str(check.folder / "cars/train_images")
+            args.masks = str(check.folder / "cars/train_masks")
+        for part in args.parts:
+            started = time.perf_counter()
+            try:
+                PART_FUNCTIONS[part](check)
+            except (OSError, RuntimeError, ValueError, WorkerError) as error:
+                check.expect(False, f"{part}: {type(error).__name__}: {error_summary(error)}")
+            print(f"\n({part}: {time.perf_counter() - started:.0f} s)", flush=True)
+        if args.json:
+            with replacing(args.json) as temporary:
+                report = check.report | {"faults": check.faults}
+                temporary.write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
+    if check.faults:
+        print("\nverdict: wrong are\n  " + "\n  ".join(check.faults))
+        return 1
+    print(f"\nverdict: all is well ({', '.join(args.parts)})")
+    return 0
+
+
+if __name__ == "__main__":
+    with user_errors():
+        sys.exit(main())
