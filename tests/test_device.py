@@ -7,13 +7,168 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import LAST, check_status, script_command, tiny_options
+from helpers import BEST, LAST, OWN_MODEL, check_status, script_command, tiny_options, write_model
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from carvana import device, system
+from carvana import device, shared_memory, system
 from carvana.checkpoint import read_checkpoint
+from carvana.classes import Classes
 from carvana.device import choose_workers, compiling_pays
+from carvana.errors import UserError
+from carvana.losses import make_loss
+from carvana.model_config import check_model_config
+from model import UNET
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+# ---------------------------------------------------------------- a GPU that is not there
+
+
+@pytest.mark.parametrize(
+    "capability, precision, expected",
+    [
+        ((7, 5), "auto", torch.float16),  # the T4 of Colab and Kaggle computes in no bfloat16
+        ((8, 0), "auto", torch.bfloat16),
+        ((9, 0), "auto", torch.bfloat16),
+        ((7, 5), "bf16", torch.bfloat16),
+        ((9, 0), "fp32", torch.float32),
+    ],
+)
+def test_precision_follows_the_capability(monkeypatch, capability, precision, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert device.amp_dtype(CUDA, precision) == expected
+
+
+def test_found_device_is_the_first_available(monkeypatch):
+    present = {"cuda": True, "mps": True}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present["cuda"])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: present["mps"])
+    assert device.find_device() == CUDA
+    present["cuda"] = False
+    assert device.find_device() == torch.device("mps")
+    present["mps"] = False
+    assert device.find_device() == CPU
+    with pytest.raises(UserError, match="finds none here; use --device auto .it would take cpu"):
+        device.find_device("cuda")
+
+
+def test_a_gpu_leaves_the_cores_to_reading_and_writing(monkeypatch):
+    monkeypatch.setattr(device, "cores", lambda: 8)
+    assert device.choose_threads(CUDA, batches=2) == (8, torch.get_num_threads())
+    assert device.choose_threads(CPU, batches=2) == (2, 4)
+    assert device.choose_threads(CPU, batches=100) == (8, 1)
+    assert device.pinning_pays(CUDA) and not device.pinning_pays(CPU)
+    assert device.onnx_providers(CUDA, ["CUDAExecutionProvider"])[0] == "CUDAExecutionProvider"
+    for available, place in (([], CUDA), (["CUDAExecutionProvider"], CPU)):
+        assert device.onnx_providers(place, available) == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("precision, half", [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize("names", [["car"], ["background", "car", "road"]], ids=str)
+def test_a_step_keeps_its_tensors_on_the_gpu(precision, half, names):
+    """Fake tensors have a device, a shape and a dtype, but no GPU that they need."""
+    classes = Classes(tuple(names))
+    with FakeTensorMode(), torch.device("cuda"):
+        model = UNET(features=[4, 8], out_channels=len(names))
+        model.config = check_model_config({"CLASSES": names, "PRECISION": precision}, 3)
+        images = torch.empty(2, 3, 32, 48, dtype=torch.uint8, device="cpu")
+        masks = torch.empty(2, 32, 48, dtype=torch.uint8, device="cpu")
+        images, masks = device.to_device(images, masks, model)
+        assert images.dtype == torch.float32 and images.device.type == "cuda"
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        with device.autocast(model):
+            logits = model(images)
+        assert logits.dtype == half
+        for name in ("bce", "dice", "bce_dice", "edge"):
+            loss = make_loss(name, classes, positive_weight=2.0)(logits.float(), masks)
+            assert loss.device.type == "cuda" and loss.dtype == torch.float32 and loss.shape == ()
+
+
+def test_random_states_of_other_gpus_are_left_alone(monkeypatch):
+    """A checkpoint of a machine with two GPUs goes on with one, or with none."""
+    states = device.random_states() | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 2}
+    restored = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.append)
+    device.set_random_states(states)
+    assert restored == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    device.set_random_states(states)
+    assert len(restored[0]) == 2
+
+
+def test_kernels_that_repeat_are_taken_when_asked_for():
+    device.choose_kernels(deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    device.choose_kernels(deterministic=False)
+    assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+
+
+class OutOfMemory:
+    """A model that does not fit into the GPU."""
+
+    def __init__(self, *_args, **_kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 GiB.")
+
+
+@pytest.mark.parametrize(
+    "script, place",
+    [
+        ("train.py", "carvana.device.to_input"),
+        ("evaluate.py", "carvana.device.to_input"),
+        ("inference.py", "carvana.predicting.to_input"),
+        ("inference.py", "carvana.checkpoint.load_checkpoint"),
+        ("train.py", "carvana.checkpoint._restore_optimizer"),
+    ],
+)
+def test_scripts_say_that_the_gpu_is_too_small(data, run, monkeypatch, script, place):
+    write_model(data / BEST)
+    write_model(data / LAST)
+    image = next((data / "data/val_images").iterdir())
+    arguments = {
+        "train.py": tiny_options(LOAD_MODEL=place.endswith("optimizer"), NUM_EPOCHS=3),
+        "evaluate.py": OWN_MODEL,
+        "inference.py": (*OWN_MODEL, "--img", image),
+    }
+    monkeypatch.setattr(place, OutOfMemory)
+    stderr = run(script, *arguments[script], status=2).stderr
+    assert "the GPU's memory is too small for this; lower BATCH_SIZE first" in stderr
+    assert "Traceback" not in stderr
+
+
+# ---------------------------------------------------------------- compiled networks
+
+
+def graphs_of(shapes, **options):
+    """Return how many graphs torch.compile makes of a network for these batches, and its breaks."""
+    torch._dynamo.reset()
+    counters.clear()
+    model = UNET(features=[4, 8]).to(memory_format=torch.channels_last)
+    compiled = torch.compile(model, backend="eager", **options)
+    for shape in shapes:
+        compiled(torch.rand(shape).contiguous(memory_format=torch.channels_last))
+    return counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())
+
+
+FULL, LAST_BATCH, SMALLER = (8, 3, 32, 48), (3, 3, 32, 48), (8, 3, 16, 32)
+
+
+@pytest.mark.parametrize(
+    "shapes, graphs",
+    [
+        ([FULL, FULL], 1),
+        ([FULL, LAST_BATCH, FULL, LAST_BATCH, (5, 3, 32, 48)], 2),  # the second for any number
+        ([SMALLER, FULL, SMALLER, FULL], 2),  # RESOLUTIONS
+        ([SMALLER, (3, 3, 16, 32), FULL, LAST_BATCH], 3),
+    ],
+    ids=["full batches", "last batches", "resolutions", "both"],
+)
+def test_compiled_network_has_few_graphs_and_no_breaks(shapes, graphs):
+    assert graphs_of(shapes) == (graphs, 0)
+
+
+# ---------------------------------------------------------------- what pays
 
 
 def test_compiling_pays_on_cuda_in_long_runs_only():
@@ -43,9 +198,9 @@ def disk_of(free):
 def test_fit_workers_takes_as_many_as_shared_memory_has_room_for(
     monkeypatch, capsys, free, workers, fitting
 ):
-    monkeypatch.setattr(device, "SHARED_MEMORY", "/")
-    monkeypatch.setattr(device.shutil, "disk_usage", disk_of(free))
-    assert device.fit_workers(workers, bytes_per_worker=4_000_000) == fitting
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", "/")
+    monkeypatch.setattr(shared_memory.shutil, "disk_usage", disk_of(free))
+    assert shared_memory.fit_workers(workers, bytes_per_worker=4_000_000) == fitting
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == (fitting < workers)
     if warnings:

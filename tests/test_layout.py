@@ -23,6 +23,8 @@ SYSTEM_QUESTIONS = re.compile(  # that only SYSTEM asks
     r"|\bctypes\b|\bimport (resource|fcntl|msvcrt|winreg)\b|sched_[gs]etaffinity|os\.sysconf"
     r"|os\.fork|setpgrp|SIG(HUP|CHLD|ALRM|KILL|BREAK)|os\.symlink|winerror"
 )
+DEVICE_QUESTIONS = re.compile(r"\.type (==|!=|in|not) |\btorch\.(cuda|mps|backends)\b")
+DEVICE_FILES = ("carvana/device.py", "carvana/distributed.py")  # that alone ask these
 ASCII_FILES = {  # what these read and write as text is ASCII on every system
     *("carvana/history.py", "carvana/submission.py", "carvana/submission_settings.py"),
     "evaluate.py",
@@ -93,6 +95,17 @@ def test_only_one_file_asks_for_the_system():
         for path in PRODUCT_FILES
         for match in SYSTEM_QUESTIONS.finditer(path.read_text(encoding="utf-8"))
         if path != SYSTEM
+    ]
+    assert questions == []
+
+
+def test_only_two_files_ask_what_the_device_is():
+    others = [*ROOT_FILES, *PACKAGE_FILES]
+    questions = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in others
+        for match in DEVICE_QUESTIONS.finditer(path.read_text(encoding="utf-8"))
+        if path.relative_to(ROOT).as_posix() not in DEVICE_FILES
     ]
     assert questions == []
 
