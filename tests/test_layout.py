@@ -23,7 +23,7 @@ SYSTEM_QUESTIONS = re.compile(  # that only SYSTEM asks
     r"|\bctypes\b|\bimport (resource|fcntl|msvcrt|winreg)\b|sched_[gs]etaffinity|os\.sysconf"
     r"|os\.fork|setpgrp|SIG(HUP|CHLD|ALRM|KILL|BREAK)|os\.symlink|winerror"
 )
-DEVICE_QUESTIONS = re.compile(r"\.type (==|!=|in|not) |\btorch\.(cuda|mps|backends)\b")
+DEVICE_QUESTIONS = re.compile(r"device\S*\.type (==|!=|in|not) |\btorch\.(cuda|mps|backends)\b")
 DEVICE_FILES = ("carvana/device.py", "carvana/distributed.py")  # that alone ask these
 ASCII_FILES = {  # what these read and write as text is ASCII on every system
     *("carvana/history.py", "carvana/submission.py", "carvana/submission_settings.py"),

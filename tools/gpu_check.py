@@ -55,6 +55,12 @@ MASK_TOLERANCE = 0.001  # share of pixels by which an exported model's masks may
 COMMAND_LIMIT = 240  # seconds that one command may take
 
 
+OUTPUTS = {  # options of inference.py
+    "masks": ("--no-overlay",),
+    "masks and overlays": (),
+    "masks and cutouts": ("--no-overlay", "--cutout"),
+    "a csv of run lengths": ("--no-save", "--rle", "runs.csv"),
+}
 RESUMED = {  # options of trainings that are resumed
     "fp32, deterministic": ("--precision", "fp32", "--deterministic", "true"),
     "auto, deterministic": ("--deterministic", "true"),
@@ -75,6 +81,7 @@ class Plan:
     networks: tuple[tuple[tuple[int, ...], int], ...]  # FEATURES and BATCH_SIZE, to be timed
     steps: int
     photographs: int
+    outputs: tuple[str, ...]  # names in OUTPUTS
 
 
 FULL = Plan(
@@ -91,6 +98,7 @@ FULL = Plan(
     ),
     steps=30,
     photographs=512,
+    outputs=("masks", "masks and overlays", "masks and cutouts", "a csv of run lengths"),
 )
 SMALL = Plan(
     cars=3,
@@ -101,6 +109,7 @@ SMALL = Plan(
     networks=(((4, 8), 2),),
     steps=2,
     photographs=4,
+    outputs=("masks",),
 )
 
 
@@ -301,24 +310,29 @@ def write_untrained(path: Path, height: int, width: int) -> None:
 
 def check_exports(check: Check) -> None:
     """Mask a photograph with exported models, and compare the masks with the checkpoint's."""
-    finished = check.command("export.py", "--formats", *check.plan.formats, "--out", "exports")
+    checkpoint = check.train("exported", "--num-epochs", 1).folder / CHECKPOINT
+    arguments = ("--model", checkpoint, "--formats", *check.plan.formats, "--out", "exports")
+    data = ("--images", check.args.images, "--masks", check.args.masks)
+    finished = check.command("export.py", *arguments, *data)
     check.expect(not finished.status, f"export.py: {last_line(finished.err)}")
     image = find_pairs(check.args.images, check.args.masks)[0][0]
-    models = sorted(path for path in (check.folder / "exports").glob("*model*.*"))
     masks: dict[str, np.ndarray] = {}
     rows = []
-    for model in ("anywhere", *models):
-        name = Path(model).name
-        arguments = ("--img", image, "--model", model, "--out", f"masks-{name}", "--no-overlay")
-        finished = check.command("inference.py", *arguments, "--device", check.device.type)
-        check.expect(not finished.status, f"{name}: {last_line(finished.err)}")
+    for model in (checkpoint, *sorted((check.folder / "exports").glob("*model*.*"))):
+        arguments = ("--img", image, "--model", model, "--out", f"masks-{model.name}")
+        finished = check.command(
+            "inference.py", *arguments, "--no-overlay", "--device", check.device.type
+        )
+        check.expect(not finished.status, f"{model.name}: {last_line(finished.err)}")
         if finished.status:
             continue
-        (path,) = (check.folder / f"masks-{name}").glob("*.png")
-        masks[name] = np.asarray(Image.open(path)) > 0
-        share = float(np.mean(masks[name] != masks["anywhere"]))
-        check.expect(share < MASK_TOLERANCE, f"{name}: {100 * share:.2f} % of its mask differ")
-        rows.append([name, f"{100 * share:.4f} %", f"{finished.seconds:.1f}"])
+        (path,) = (check.folder / f"masks-{model.name}").glob("*.png")
+        masks[model.name] = np.asarray(Image.open(path)) > 0
+        share = float(np.mean(masks[model.name] != masks[CHECKPOINT]))
+        check.expect(
+            share < MASK_TOLERANCE, f"{model.name}: {100 * share:.2f} % of its mask differ"
+        )
+        rows.append([model.name, f"{100 * share:.4f} %", f"{finished.seconds:.1f}"])
     check.report["exports"] = rows
     print_table("a mask by | pixels that differ | the whole command, s", rows)
 
@@ -382,6 +396,16 @@ class CachedRecipe(OurRecipe):
         super().__init__(args, device)
         del self.loaders["ours"]
 
+    def kernels(self) -> float:
+        """Return the seconds per image in which a step's kernels run on the GPU; 0 on a CPU."""
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        if self.device.type != "cuda":
+            return 0.0
+        with torch.profiler.profile(activities=activities) as profile:
+            self.train(self.ready)
+        microseconds = sum(event.self_device_time_total for event in profile.key_averages())
+        return microseconds / 1e6 / self.images
+
 
 def time_recipe(recipe: WorkerProcess) -> dict[str, float]:
     """Return the seconds per image of each stage, medians of three turns, and the peak."""
@@ -392,23 +416,27 @@ def time_recipe(recipe: WorkerProcess) -> dict[str, float]:
         times["loader"].append(recipe.call("loader")["ours, cached"])
         times["step"].append(epoch["ours, step alone"])
         times["epoch"].append(epoch["ours, cached"])
+    recipe.call("evaluation")  # starts its workers
     evaluation = recipe.call("evaluation")
     return {name: statistics.median(values) for name, values in times.items()} | {
         "evaluation": evaluation["ours"],
         "full_evaluation": evaluation["ours, at full size too"],
         "peak": recipe.call("peak"),
         "flops": recipe.call("flops"),
+        "kernels": recipe.call("kernels"),
     }
 
 
 def speed_row(result: dict[str, Any]) -> list[str]:
     """Return a row of the table of speeds."""
-    waiting = max(0.0, 1 - result["step"] / result["epoch"])
+    waiting = "-"
+    if result["kernels"]:
+        waiting = f"{100 * max(0.0, 1 - result['kernels'] / result['epoch']):.0f} %"
     share = result["flops"] / result["step"] / result["peak"]
     return [
         f"{' '.join(map(str, result['features']))}, {result['batch_size']}",
         *(f"{1 / result[name]:.0f}" for name in ("loader", "step", "epoch")),
-        f"{100 * waiting:.0f} %",
+        waiting,
         f"{100 * share:.0f} %",
         *(f"{1 / result[name]:.0f}" for name in ("evaluation", "full_evaluation")),
     ]
@@ -424,14 +452,9 @@ def measure_inference(check: Check) -> None:
         link_or_copy(path, photographs / f"{i:06d}{path.suffix}")
     rows = []
     results = check.report["inference"] = {}
-    for name, extra in {
-        "masks": ("--no-overlay",),
-        "masks and overlays": (),
-        "masks and cutouts": ("--no-overlay", "--cutout"),
-        "a csv of run lengths": ("--no-save", "--rle", "runs.csv"),
-    }.items():
+    for name in check.plan.outputs:
         arguments = ("--img", photographs, "--out", "made", "--device", check.device.type)
-        finished = check.command("inference.py", *arguments, *extra)
+        finished = check.command("inference.py", *arguments, *OUTPUTS[name])
         shutil.rmtree(check.folder / "made", ignore_errors=True)
         check.expect(not finished.status, f"inference, {name}: {last_line(finished.err)}")
         speed = re.search(r"([\d.]+) images/s", finished.out)

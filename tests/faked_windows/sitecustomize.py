@@ -162,10 +162,18 @@ class Checked:
         return self.function(*args, **options)
 
 
+def set_handler(number, handler, set_it=signal.signal):
+    """Set a signal's handler, but none for ended processes, of which Windows sends no signal."""
+    if number == signal.SIGCHLD:
+        return None
+    return set_it(number, handler)
+
+
 def fake_windows():
     """Have what is imported from here on run as on Windows."""
     folders = os.environ["PYTHONPATH"].split(os.pathsep)  # of other processes too
     os.environ["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, folders))
+    signal.signal = set_handler  # also those of libraries
     os.unlink = Checked(os.unlink, 1)
     os.remove = os.unlink
     os.replace = Checked(os.replace, 2)
