@@ -80,13 +80,9 @@ class Reading(NamedTuple):
     levels: int = FULL_RANGE  # of 16-bit photographs, see read_image
 
     def item_bytes(self) -> int:
-        """Return the bytes of a pair on its way to the network; 0 if the size is not known.
-
-        A mask of a single class is float32 there, and uint8 of several.
-        """
+        """Return the bytes of a pair's levels; 0 if the size is not known."""
         height, width = self.size or (0, 0)
-        mask_bytes = 4 if self.classes.single else 1
-        return height * width * (self.channels + mask_bytes)
+        return height * width * (self.channels + 1)
 
     def read_pair(self, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
         """Return read_image and read_target of (image path, mask path)."""

@@ -230,9 +230,9 @@ def can_mount():
 
 
 @pytest.mark.skipif(not can_mount(), reason="needs Linux, unshare and its rights")
-@pytest.mark.parametrize("size, workers", [("600k", 1), ("100k", 0)])
+@pytest.mark.parametrize("size, workers", [("300k", 1), ("100k", 0)])
 def test_training_in_a_container_reads_with_the_workers_that_fit(data, size, workers):
-    """docker run gives 64 MB of /dev/shm, here for batches of 43 KB."""
+    """docker run gives 64 MB of /dev/shm, here for batches of 25 KB."""
     command = script_command("train.py", *tiny_options(NUM_WORKERS=2, NUM_EPOCHS=2))
     inside = MOUNT_ALONE.format(size=size, command=shlex.join(command))
     finished = subprocess.run(
