@@ -68,7 +68,7 @@ def srgb_transform(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
 def _profile(image: Image.Image) -> bytes | None:
     """Return the ICC profile that a picture holds or names; None if there is none."""
     profile = image.info.get("icc_profile")
-    if profile or ADOBE_INDEX.encode() not in image.info.get("exif", b""):
+    if profile or ADOBE_INDEX.encode() not in (image.info.get("exif") or b""):
         return profile
     try:
         index = image.getexif().get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)

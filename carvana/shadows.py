@@ -19,6 +19,7 @@ LOWER = 0.45  # above the car's lowest point, from where on there is ground besi
 NEAR = 0.15  # to this distance from the car a shadow keeps its strength,
 END = 0.5  # and at this one it has ended
 FAR = 0.7  # from NEAR to here, the ground shows how bright it is without a shadow
+FADE = 0.1  # within this of the photograph's sides and lower edge a shadow fades out
 SMOOTH = 0.025  # standard deviation of a blur that takes out lines and grain of the ground
 # Ground is plain where three quarters of it are about as bright as a smooth surface.
 PLAIN_SHARE = 0.75
@@ -59,13 +60,15 @@ def find_shadow(photograph: np.ndarray, car: np.ndarray) -> np.ndarray:
     shadow = np.zeros_like(car)
     if not cv2.countNonZero(car):
         return shadow
-    window = _window(box_of(car), car.shape)
+    box = box_of(car)
+    window = _window(box, car.shape)
     ground = _reduce(photograph[window], car[window])
     strength = kept_shadow(ground)
     if strength is None:
         strength = drawn_shadow(ground)
     height, width = car[window].shape
     strength = cv2.resize(strength, (width, height), interpolation=cv2.INTER_LINEAR)
+    strength *= _fade_at_edges(window, car.shape, FADE * box.height)
     shadow[window] = np.round(255 * strength)
     return shadow
 
@@ -93,6 +96,26 @@ def _window(box: Box, size: Size) -> tuple[slice, slice]:
     bottom = box.top + box.height
     rows = slice(box.top, min(size[0], bottom + reach))
     return rows, slice(max(0, box.left - reach), min(size[1], right + reach))
+
+
+def _fade_at_edges(window: tuple[slice, slice], size: Size, reach: float) -> np.ndarray:
+    """Return 1 in a window of a photograph, falling to 0 at its sides and lower edge.
+
+    On a larger canvas a shadow would end there in a straight line.
+
+    Args:
+        size: (H, W) of the photograph.
+        reach: pixels from the edge, from which on it falls.
+
+    Returns:
+        float32 (h, w).
+    """
+    height, width = size
+    rows = np.arange(height, dtype=np.float32)[window[0]]
+    columns = np.arange(width, dtype=np.float32)[window[1]]
+    below = height - 1 - rows
+    beside = np.minimum(columns, width - 1 - columns)
+    return np.outer(np.clip(below / reach, 0, 1), np.clip(beside / reach, 0, 1))
 
 
 def _reduce(photograph: np.ndarray, car: np.ndarray) -> Ground:

@@ -36,6 +36,17 @@ def photograph_of(car, shadow, floor=200.0, grain=0.0):
     return np.round(photograph).astype(np.uint8)
 
 
+@pytest.mark.parametrize("grain", [0.01, 0.5], ids=["kept", "drawn"])
+@pytest.mark.parametrize("rows, columns", [(112, 300), (160, 222)], ids=["below", "beside"])
+def test_shadow_fades_out_where_the_photograph_ends(grain, rows, columns):
+    """On a larger canvas it would end there in a straight line."""
+    car = box_car()
+    photograph = photograph_of(car, true_shadow(car), grain=grain)
+    shadow = find_shadow(photograph[:rows, :columns], car[:rows, :columns])
+    assert shadow[:, -1].max() == 0 and shadow[-1].max() == 0
+    assert shadow.max() > 50
+
+
 @pytest.mark.parametrize("floor", [60, 200, 230])
 def test_shadow_of_plain_ground_is_kept(floor):
     car = box_car()
