@@ -160,9 +160,11 @@ SEED: Annotated[int, Range(0, 4294967295)] = 42
 DEVICE: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: the first available one
 # auto: bf16 where the device computes in it, else fp16 on CUDA, else fp32
 PRECISION: Precision = "auto"
-# torch.compile: a minute at first, then faster steps; auto: on CUDA, if over five minutes remain
+# torch.compile: over a minute at first, then perhaps faster steps; auto: on CUDA, if over five
+# minutes remain
 COMPILE: Literal["auto", "true", "false"] = "auto"
-# have a GPU give the same bits each time, as a CPU does: resuming is exact then; slower
+# have a GPU take kernels that give the same bits each time, where torch has them; slower. Meant to
+# make resuming exact there too; not yet tried on one
 DETERMINISTIC: bool = False
 
 # ---------------------------------------------------------------- what is kept

@@ -135,7 +135,8 @@ def get_loaders(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
 ) -> tuple[DataLoader, DataLoader]:
     """Return train_loader, val_loader over the pairs of four folders.
 
-    Batches are images (B, C, H, W) and masks (B, H, W). The training order depends on
+    Batches are images (B, C, H, W) and masks (B, H, W), with this project's transforms uint8
+    levels. The training order depends on
     (seed, epoch) alone. Of several processes each takes its shard.
 
     Args:
@@ -201,13 +202,13 @@ def make_loader(
 
 
 def collate(items: list[tuple[Any, Any]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return items as a batch: images (B, C, H, W), masks (B, H, W).
+    """Return items, images (C, H, W) and masks (H, W), as a batch: (B, C, H, W) and (B, H, W).
 
     uint8 images keep the order in memory that they have as pictures, which is channels last: they
     are copied as they are, and no device has to turn them around.
     """
     image = items[0][0]
-    if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8:
+    if not isinstance(image, torch.Tensor) or image.dtype != torch.uint8 or image.dim() != 3:
         return default_collate(items)
     images, masks = default_collate([(image.permute(1, 2, 0), mask) for image, mask in items])
     return images.permute(0, 3, 1, 2), masks

@@ -154,9 +154,9 @@ class Trainer:
             "unshuffle": cfg.UNSHUFFLE,
         }
         self.parameters = count_parameters(UNET, **self.network_args)
+        choose_kernels(cfg.DETERMINISTIC)
         self.check_size()
         torch.manual_seed(cfg.SEED)
-        choose_kernels(cfg.DETERMINISTIC)
         self.train_loader, self.val_loader = self.make_loaders()
         check_readable(self.train_loader.dataset, self.val_loader.dataset)
         self.model = self.make_model()

@@ -26,7 +26,7 @@ from carvana.threads import cores
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 AMPERE = (8, 0)  # the first compute capability that computes in bfloat16
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "amx_tile")  # of CPUs
-GPU_TURNS = threading.Semaphore(2)
+GPU_TURNS = threading.Semaphore(2)  # forward passes on a GPU at once: each takes memory
 SECONDS_TO_COMPILE_FOR = 300  # of training ahead, from which torch.compile pays
 
 
@@ -90,8 +90,8 @@ def to_device(
 
     Args:
         images: uint8 or float (B, C, H, W); see to_input.
-        masks: (B, H, W) or (B, 1, H, W); of a single class shares in [0, 1], or uint8 levels
-            beside uint8 images.
+        masks: (B, H, W) or (B, 1, H, W). Of a single class: beside uint8 images uint8 levels up
+            to 255 (not 0 and 1), else shares in [0, 1].
 
     Returns:
         float32 images (B, C, H, W), and masks: float32 (B, 1, H, W) of a single class, int64
@@ -137,7 +137,7 @@ def choose_kernels(deterministic: bool) -> None:
     To find the fastest, cuDNN tries several for each size, and can find others in the next run.
     """
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
     torch.backends.cudnn.benchmark = not deterministic
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
 

@@ -105,7 +105,7 @@ def _fade_at_edges(window: tuple[slice, slice], size: Size, reach: float) -> np.
 
     Args:
         size: (H, W) of the photograph.
-        reach: pixels from the edge, from which on it falls.
+        reach: distance from the edge, in pixels, within which it falls.
 
     Returns:
         float32 (h, w).

@@ -1,4 +1,4 @@
-"""What limits how many processes can hand over batches at once: shared memory."""
+"""How many of a loader's workers fit into shared memory, where they hand over batches."""
 
 import os
 import shutil

@@ -1,6 +1,7 @@
 """tools/gpu_check.py in its small form, on a CPU: that all parts run, and that faults are found."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -69,11 +70,13 @@ def test_gpu_check_notes_commands_that_fail(data, tmp_path, monkeypatch, part, f
     assert check.faults[0] == fault
 
 
-def test_gpu_check_finds_weights_and_masks_that_differ():
+def test_largest_difference_is_of_floats_and_nan_if_there_is_one():
     weights = {"a": torch.zeros(3), "n": torch.tensor(1)}
     changed = {"a": torch.tensor([0, -0.25, 0.125]), "n": torch.tensor(2)}
     assert largest_difference(weights, weights) == 0
     assert largest_difference(weights, changed) == 0.25
+    broken = weights | {"a": torch.tensor([0, math.nan, 0]), "b": torch.zeros(1)}
+    assert math.isnan(largest_difference(broken, broken))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Check and measure this machine's GPU: python tools/gpu_check.py
 
-In about five minutes: the first epoch in each precision, compiled and not; resuming; what happens
+The first epoch in each precision, and compiled; resuming; what happens
 where the GPU's memory is short; exported models; two processes, where there are two GPUs; how many
 images a second pass each stage. It prints a table for docs/benchmarks.md and a verdict, and exits
 with status 1 if something is wrong. Without a GPU it does the same on the CPU, in a small form.
@@ -40,7 +40,7 @@ from carvana.files import replacing
 from carvana.pairs import check_folders, find_pairs
 from carvana.rendering import render_set
 from carvana.system import link_or_copy
-from carvana.worker_process import WorkerError, WorkerProcess
+from carvana.worker_process import WorkerProcess
 from model import UNET
 from tools.benchmark import describe_machine
 from tools.recipes import OurRecipe, start_recipe
@@ -134,16 +134,19 @@ class Check:
         """Run a script of the project; return its status, stdout, stderr and seconds."""
         script, *arguments = map(str, words)
         started = time.perf_counter()
+        process = subprocess.Popen(
+            [*launcher, str(ROOT / script), *arguments],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
-            finished = subprocess.run(
-                [*launcher, str(ROOT / script), *arguments],
-                cwd=self.folder,
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_LIMIT,
-            )
-            status, out, err = finished.returncode, finished.stdout, finished.stderr
+            out, err = process.communicate(timeout=COMMAND_LIMIT)
+            status = process.returncode
         except subprocess.TimeoutExpired:
+            process.terminate()  # not killed: torchrun ends its processes
+            process.communicate()
             status, out, err = -1, "", f"it took over {COMMAND_LIMIT} s"
         seconds = time.perf_counter() - started
         return SimpleNamespace(status=status, out=out, err=err, seconds=seconds)
@@ -245,11 +248,12 @@ def check_resuming(check: Check) -> None:
 
 def largest_difference(first: dict, second: dict) -> float:
     """Return the largest difference of two state dicts' floats."""
-    return max(
-        (first[name].double() - second[name].double()).abs().max().item()
+    differences = [
+        (first[name].double() - second[name].double()).abs().max()
         for name in first
         if first[name].is_floating_point()
-    )
+    ]
+    return torch.stack(differences).max().item()  # nan if there is one
 
 
 @contextlib.contextmanager
@@ -257,9 +261,11 @@ def short_memory(device: torch.device) -> Iterator[None]:
     """Leave only SPARE_MEMORY of the GPU free within the block, as another program may."""
     free, _ = torch.cuda.mem_get_info(device)
     block = torch.empty(max(0, free - SPARE_MEMORY), dtype=torch.uint8, device=device)
-    yield
-    del block
-    torch.cuda.empty_cache()
+    try:
+        yield
+    finally:
+        del block
+        torch.cuda.empty_cache()
 
 
 def check_memory(check: Check) -> None:
@@ -273,7 +279,10 @@ def check_memory(check: Check) -> None:
     folder = check.folder / "short"
     large = ("--features", 64, 128, 256, 512, "--batch-size", 256, "--num-epochs", 2)
     common = ("--device", "cuda", "--model", model)
-    check.train("short", "--num-epochs", 1)
+    trained = check.train("short", "--num-epochs", 1)
+    check.expect(not trained.status, f"memory: {last_line(trained.err)}")
+    if trained.status:
+        return
     before = (folder / CHECKPOINT).read_bytes()
     with short_memory(check.device):
         outcomes = {
@@ -310,7 +319,11 @@ def write_untrained(path: Path, height: int, width: int) -> None:
 
 def check_exports(check: Check) -> None:
     """Mask a photograph with exported models, and compare the masks with the checkpoint's."""
-    checkpoint = check.train("exported", "--num-epochs", 1).folder / CHECKPOINT
+    trained = check.train("exported", "--num-epochs", 1)
+    check.expect(not trained.status, f"exports: {last_line(trained.err)}")
+    if trained.status:
+        return
+    checkpoint = trained.folder / CHECKPOINT
     arguments = ("--model", checkpoint, "--formats", *check.plan.formats, "--out", "exports")
     data = ("--images", check.args.images, "--masks", check.args.masks)
     finished = check.command("export.py", *arguments, *data)
@@ -328,6 +341,8 @@ def check_exports(check: Check) -> None:
             continue
         (path,) = (check.folder / f"masks-{model.name}").glob("*.png")
         masks[model.name] = np.asarray(Image.open(path)) > 0
+        if CHECKPOINT not in masks:  # there is nothing to compare with
+            continue
         share = float(np.mean(masks[model.name] != masks[CHECKPOINT]))
         check.expect(
             share < MASK_TOLERANCE, f"{model.name}: {100 * share:.2f} % of its mask differ"
@@ -338,7 +353,7 @@ def check_exports(check: Check) -> None:
 
 
 def check_processes(check: Check) -> None:
-    """Train an epoch in two processes, each with a GPU of its own."""
+    """Train an epoch in two processes, on CUDA each with a GPU of its own."""
     if check.device.type == "cuda" and torch.cuda.device_count() < 2:
         print("\none GPU: two processes over NCCL were not tried")
         return
@@ -408,7 +423,10 @@ class CachedRecipe(OurRecipe):
 
 
 def time_recipe(recipe: WorkerProcess) -> dict[str, float]:
-    """Return the seconds per image of each stage, medians of three turns, and the peak."""
+    """Return seconds per image (of loader, step and epoch medians of three turns), and the rest.
+
+    That is FLOP per image ("flops") and the GPU's peak in FLOP/s ("peak").
+    """
     recipe.call("epoch")  # starts the workers
     times: dict[str, list[float]] = {"loader": [], "step": [], "epoch": []}
     for _ in range(3):
@@ -521,7 +539,7 @@ def main() -> int:
             started = time.perf_counter()
             try:
                 PART_FUNCTIONS[part](check)
-            except (OSError, RuntimeError, ValueError, WorkerError) as error:
+            except Exception as error:  # a part that fails must not hide the others
                 check.expect(False, f"{part}: {type(error).__name__}: {error_summary(error)}")
             print(f"\n({part}: {time.perf_counter() - started:.0f} s)", flush=True)
         if args.json:
