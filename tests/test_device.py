@@ -73,6 +73,10 @@ def fake_gpu(monkeypatch):
     for function in kept:
         function.cache_clear()
     with FakeTensorMode(), torch.device("cuda"):
+        try:
+            torch.empty(1).uniform_()
+        except RuntimeError:
+            pytest.skip("this torch asks even for fake numbers whether there is a GPU")
         yield
     for function in kept:
         function.cache_clear()
