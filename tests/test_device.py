@@ -173,6 +173,7 @@ def graphs_of(shapes):
 FULL, LAST_BATCH, SMALLER = (8, 3, 32, 48), (3, 3, 32, 48), (8, 3, 16, 32)
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # on Python 3.13.0
 @pytest.mark.parametrize(
     "shapes, graphs",
     [
