@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +46,7 @@ Times = dict[str, float]  # recipe -> seconds per image
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all options."""
     parser = options.make_parser(__doc__)
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        choices=PARTS,
-        default=PARTS,
-        metavar="PART",
-        help=f"some of {' '.join(PARTS)}; default: all",
-    )
+    add_parts(parser, PARTS)
     options.add_pair_folders(parser, config.TRAIN_IMG_DIR, config.TRAIN_MASK_DIR)
     _add_number(parser, "--features", config.FEATURES, "channels of the network's levels")
     _add_number(parser, "--batch-size", config.BATCH_SIZE, "images a step")
@@ -70,6 +63,18 @@ def make_parser() -> argparse.ArgumentParser:
     options.add_device_option(parser)
     parser.add_argument("--json", metavar="FILE", help="write all figures there")
     return parser
+
+
+def add_parts(parser: argparse.ArgumentParser, parts: Sequence[str]) -> None:
+    """Add the option that names some of the parts."""
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=parts,
+        default=parts,
+        metavar="PART",
+        help=f"some of {' '.join(parts)}; default: all",
+    )
 
 
 def _add_number(

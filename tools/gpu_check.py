@@ -42,7 +42,7 @@ from carvana.rendering import render_set
 from carvana.system import link_or_copy
 from carvana.worker_process import WorkerProcess
 from model import UNET
-from tools.benchmark import describe_machine
+from tools.benchmark import add_parts, describe_machine
 from tools.recipes import OurRecipe, start_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -502,14 +502,7 @@ PART_FUNCTIONS: dict[str, Callable[[Check], None]] = {
 def parse_args() -> argparse.Namespace:
     """Return the options, checked."""
     parser = options.make_parser(__doc__)
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        choices=PARTS,
-        default=PARTS,
-        metavar="PART",
-        help=f"some of {' '.join(PARTS)}; default: all",
-    )
+    add_parts(parser, PARTS)
     parser.add_argument("--images", metavar="DIR", help="photographs; default: rendered cars")
     parser.add_argument("--masks", metavar="DIR", help="their masks")
     options.add_device_option(parser)
