@@ -136,8 +136,8 @@ def get_loaders(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
     """Return train_loader, val_loader over the pairs of four folders.
 
     Batches are images (B, C, H, W) and masks (B, H, W), with this project's transforms uint8
-    levels. The training order depends on
-    (seed, epoch) alone. Of several processes each takes its shard.
+    levels. The training order depends on (seed, epoch) alone. Of several processes each takes
+    its shard.
 
     Args:
         batch_size: of all processes together.

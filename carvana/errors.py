@@ -21,13 +21,14 @@ REMEDIES = {
 SHARED_MEMORY = system.SHARED_MEMORY or "shared memory"
 PAGING_FILE = "the paging file is too small for so many processes; lower NUM_WORKERS, or enlarge it"
 SMALLER = "lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES"
+MEMORY = f"the memory is too small for this; {SMALLER}"
 GPU_MEMORY = f"the GPU's memory is too small for this; {SMALLER}"
 TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "out of memory": GPU_MEMORY,
     "STATUS_ALLOC_FAILED": GPU_MEMORY,  # of cuDNN and cuBLAS
-    "Unable to allocate": f"the memory is too small for this; {SMALLER}",
-    "allocate memory": f"the memory is too small for this; {SMALLER}",
-    "not enough memory": f"the memory is too small for this; {SMALLER}",  # on Windows
+    "Unable to allocate": MEMORY,
+    "allocate memory": MEMORY,
+    "not enough memory": MEMORY,  # on Windows
     "exited unexpectedly": "a process that reads the images was ended from outside, usually for "
     "want of memory; lower NUM_WORKERS or BATCH_SIZE",
     "killed by signal": "a process that reads the images was killed, for want of memory or of "

@@ -30,13 +30,13 @@ def test_shipped_models_have_names_unless_files_have_them(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, said, least_overlap",
     [
-        ((), "model: anywhere, for cars in any photograph"),
-        (("--model", "studio"), "model: studio, for cars in Carvana's studio"),
+        ((), "model: anywhere, for cars in any photograph", 0.95),
+        (("--model", "studio"), "model: studio, for cars in Carvana's studio", 0.69),
     ],
 )
-def test_first_command_of_the_readme_finds_a_car(tmp_path, run, options, said):
+def test_first_command_of_the_readme_finds_a_car(tmp_path, run, options, said, least_overlap):
     """Nothing was trained on rendered cars; they are found all the same."""
     photograph, truth = scene(3, 320, 480)
     Image.fromarray(photograph).save(tmp_path / "car.jpg")
@@ -44,4 +44,4 @@ def test_first_command_of_the_readme_finds_a_car(tmp_path, run, options, said):
     assert said in finished.stdout
     mask = np.asarray(Image.open(tmp_path / "outputs/car_mask.png")) > 0
     overlap = (mask & (truth > 0)).sum() / (mask | (truth > 0)).sum()
-    assert overlap > 0.6
+    assert overlap > least_overlap

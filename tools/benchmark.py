@@ -207,13 +207,19 @@ def _median_of(rounds: int, measure: Callable[[], float]) -> float:
     return statistics.median(measure() for _ in range(rounds))
 
 
+def repeat_photographs(images: str, masks: str, count: int, folder: Path) -> None:
+    """Make a folder of so many photographs, links to those of the pairs in turn."""
+    folder.mkdir()
+    paths = [image.resolve() for image, _ in find_pairs(images, masks)]
+    for i in range(count):
+        path = paths[i % len(paths)]
+        link_or_copy(path, folder / f"{i:06d}{path.suffix}")
+
+
 def run_inference(args: argparse.Namespace, count: int) -> float:
     """Return the seconds of inference.py, from its start to its end, for so many photographs."""
-    paths = [image.resolve() for image, _ in find_pairs(args.images, args.masks)]
     with tempfile.TemporaryDirectory() as folder:
-        os.mkdir(f"{folder}/photographs")
-        for i in range(count):
-            link_or_copy(paths[i % len(paths)], f"{folder}/photographs/{i:06d}.jpg")
+        repeat_photographs(args.images, args.masks, count, Path(folder, "photographs"))
         command = [sys.executable, INFERENCE, "--no-overlay", "--img", f"{folder}/photographs"]
         command += ["--out", f"{folder}/out", "--model", args.model, "--device", args.device]
         return timed(lambda: _run(command))

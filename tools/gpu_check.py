@@ -1,8 +1,8 @@
 """Check and measure this machine's GPU: python tools/gpu_check.py
 
-The first epoch in each precision, and compiled; resuming; what happens
-where the GPU's memory is short; exported models; two processes, where there are two GPUs; how many
-images a second pass each stage. It prints a table for docs/benchmarks.md and a verdict, and exits
+The first epoch in each precision, and compiled; resuming; what happens where the GPU's memory is
+short; exported models; two processes, where there are two GPUs; how many images a second pass each
+stage. It prints a table for docs/benchmarks.md and a verdict, and exits
 with status 1 if something is wrong. Without a GPU it does the same on the CPU, in a small form.
 
 python tools/gpu_check.py --parts resuming memory    some of it
@@ -33,16 +33,15 @@ import torch
 from PIL import Image
 
 from carvana import options
-from carvana.checkpoint import read_checkpoint, training_state
+from carvana.checkpoint import read_checkpoint
 from carvana.device import AMPERE, amp_dtype, find_device
 from carvana.errors import error_summary, user_errors
 from carvana.files import replacing
 from carvana.pairs import check_folders, find_pairs
 from carvana.rendering import render_set
-from carvana.system import link_or_copy
 from carvana.worker_process import WorkerProcess
 from model import UNET
-from tools.benchmark import add_parts, describe_machine
+from tools.benchmark import add_parts, describe_machine, repeat_photographs
 from tools.recipes import OurRecipe, start_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,8 +52,6 @@ HUGE = (4096, 6144)  # a network's size, at which one image takes more than that
 DICE_TOLERANCE = 0.05  # between precisions, after one epoch
 MASK_TOLERANCE = 0.001  # share of pixels by which an exported model's masks may differ
 COMMAND_LIMIT = 240  # seconds that one command may take
-
-
 OUTPUTS = {  # options of inference.py
     "masks": ("--no-overlay",),
     "masks and overlays": (),
@@ -129,6 +126,11 @@ class Check:
         if not condition:
             self.faults.append(fault)
             print(f"FAULT: {fault}")
+
+    def succeeded(self, finished: SimpleNamespace, name: str) -> bool:
+        """Return whether a command did; note what it says if not."""
+        self.expect(not finished.status, f"{name}: {last_line(finished.err)}")
+        return not finished.status
 
     def command(self, *words: object, launcher: tuple = (sys.executable,)) -> SimpleNamespace:
         """Run a script of the project; return its status, stdout, stderr and seconds."""
@@ -205,8 +207,7 @@ def check_precision(check: Check) -> None:
         name = f"{precision}{', compiled' * (compiled == 'true')}"
         choices = ("--precision", precision, "--compile", compiled)
         finished = check.train(f"{precision}-{compiled}", "--num-epochs", 1, *choices)
-        check.expect(not finished.status, f"{name}: {last_line(finished.err)}")
-        if finished.status:
+        if not check.succeeded(finished, name):
             continue
         (epoch,) = read_checkpoint(finished.folder / CHECKPOINT)["history"]
         results.append({"name": name, "command_seconds": finished.seconds, **epoch})
@@ -231,9 +232,7 @@ def check_resuming(check: Check) -> None:
             check.train(f"{folder}-twice", "--num-epochs", 1, *extra),
             check.train(f"{folder}-twice", "--num-epochs", 2, "--load-model", "true", *extra),
         ]
-        failed = next((run for run in runs if run.status), None)
-        check.expect(failed is None, f"resuming, {name}: {last_line(failed.err if failed else '')}")
-        if failed:
+        if not all(check.succeeded(run, f"resuming, {name}") for run in runs):
             continue
         states = [read_checkpoint(run.folder / CHECKPOINT) for run in (runs[0], runs[2])]
         difference = largest_difference(*(state["state_dict"] for state in states))
@@ -280,8 +279,7 @@ def check_memory(check: Check) -> None:
     large = ("--features", 64, 128, 256, 512, "--batch-size", 256, "--num-epochs", 2)
     common = ("--device", "cuda", "--model", model)
     trained = check.train("short", "--num-epochs", 1)
-    check.expect(not trained.status, f"memory: {last_line(trained.err)}")
-    if trained.status:
+    if not check.succeeded(trained, "memory"):
         return
     before = (folder / CHECKPOINT).read_bytes()
     with short_memory(check.device):
@@ -309,25 +307,19 @@ def check_memory(check: Check) -> None:
 
 def write_untrained(path: Path, height: int, width: int) -> None:
     """Write the checkpoint of a random default network for images of this size."""
-    model = UNET()
-    model.config = {"IMAGE_HEIGHT": height, "IMAGE_WIDTH": width, "IN_CHANNELS": 3}  # type: ignore
-    optimizer = torch.optim.Adam(model.parameters())
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    progress = {"run": "untrained", "epoch": 1, "best": 0.0, "history": []}
-    torch.save(training_state(model, optimizer, scaler, progress), path)
+    config = {"IMAGE_HEIGHT": height, "IMAGE_WIDTH": width}
+    torch.save({"state_dict": UNET().state_dict(), "config": config}, path)
 
 
 def check_exports(check: Check) -> None:
     """Mask a photograph with exported models, and compare the masks with the checkpoint's."""
     trained = check.train("exported", "--num-epochs", 1)
-    check.expect(not trained.status, f"exports: {last_line(trained.err)}")
-    if trained.status:
+    if not check.succeeded(trained, "exports"):
         return
     checkpoint = trained.folder / CHECKPOINT
     arguments = ("--model", checkpoint, "--formats", *check.plan.formats, "--out", "exports")
     data = ("--images", check.args.images, "--masks", check.args.masks)
-    finished = check.command("export.py", *arguments, *data)
-    check.expect(not finished.status, f"export.py: {last_line(finished.err)}")
+    check.succeeded(check.command("export.py", *arguments, *data), "export.py")
     image = find_pairs(check.args.images, check.args.masks)[0][0]
     masks: dict[str, np.ndarray] = {}
     rows = []
@@ -336,8 +328,7 @@ def check_exports(check: Check) -> None:
         finished = check.command(
             "inference.py", *arguments, "--no-overlay", "--device", check.device.type
         )
-        check.expect(not finished.status, f"{model.name}: {last_line(finished.err)}")
-        if finished.status:
+        if not check.succeeded(finished, model.name):
             continue
         (path,) = (check.folder / f"masks-{model.name}").glob("*.png")
         masks[model.name] = np.asarray(Image.open(path)) > 0
@@ -360,9 +351,8 @@ def check_processes(check: Check) -> None:
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     one = check.train("one", "--num-epochs", 1)
     two = check.train("two", "--num-epochs", 1, launcher=launcher)
-    for finished in (one, two):
-        check.expect(not finished.status, f"processes: {last_line(finished.err)}")
-    if one.status or two.status:
+    succeeded = [check.succeeded(run, "processes") for run in (one, two)]
+    if not all(succeeded):
         return
     dices = [read_checkpoint(run.folder / CHECKPOINT)["history"][0]["dice"] for run in (one, two)]
     check.report["processes"] = dices
@@ -462,19 +452,15 @@ def speed_row(result: dict[str, Any]) -> list[str]:
 
 def measure_inference(check: Check) -> None:
     """Print photographs a second from file to file with the weights that come with the project."""
-    pairs = find_pairs(check.args.images, check.args.masks)
     photographs = check.folder / "photographs"
-    photographs.mkdir(exist_ok=True)
-    for i in range(check.plan.photographs):
-        path = pairs[i % len(pairs)][0].resolve()
-        link_or_copy(path, photographs / f"{i:06d}{path.suffix}")
+    repeat_photographs(check.args.images, check.args.masks, check.plan.photographs, photographs)
     rows = []
     results = check.report["inference"] = {}
     for name in check.plan.outputs:
         arguments = ("--img", photographs, "--out", "made", "--device", check.device.type)
         finished = check.command("inference.py", *arguments, *OUTPUTS[name])
         shutil.rmtree(check.folder / "made", ignore_errors=True)
-        check.expect(not finished.status, f"inference, {name}: {last_line(finished.err)}")
+        check.succeeded(finished, f"inference, {name}")
         speed = re.search(r"([\d.]+) images/s", finished.out)
         if speed is None:
             continue
