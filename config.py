@@ -32,6 +32,7 @@ from carvana.schema import (
     ScaleRange,
     Side,
     Threshold,
+    TileOverlap,
 )
 
 # ---------------------------------------------------------------- data: made by prepare_data.py
@@ -73,8 +74,21 @@ NUM_WORKERS: Annotated[int, Range(-1, 256)] = -1
 PIN_MEMORY: bool = True  # faster copies to a GPU; no effect without one
 
 # ---------------------------------------------------------------- what the network sees
-IMAGE_HEIGHT: Side = 160  # more gives finer outlines, at a cost that grows with the area
+# pictures are scaled to this; more gives finer outlines, at a cost that grows with the area. 0 for
+# both: each at its own size, in parts of CROP_HEIGHT and TILE
+IMAGE_HEIGHT: Side = 160
 IMAGE_WIDTH: Side = 240  # Carvana's photographs are 1918x1280, 3 : 2
+# train on parts of pictures of this size, drawn anew each epoch: for large pictures and small
+# things; 0: on whole pictures
+CROP_HEIGHT: Side = 0
+CROP_WIDTH: Side = 0  # set both, or neither
+# of the crops that are drawn around a pixel of a class that is not the largest in its picture
+CROP_RARE_SHARE: Fraction = 0.5
+CROPS_PER_IMAGE: Annotated[int, Range(1, 10_000)] = 1  # in an epoch
+# score and mask in square windows of this side that slide over a picture; 0: whole pictures
+TILE: Side = 0
+# share of a window that the next one covers again, where both are blended
+TILE_OVERLAP: TileOverlap = 0.25
 IN_CHANNELS: Literal[1, 3] = 3  # gray or color
 # the level that is white in 16-bit photographs: 4095 where they hold 12 bits, 1023 where 10
 IMAGE_LEVELS: ImageLevels = 65535

@@ -1,5 +1,6 @@
 """Photographs and masks on their way to the network: data set and loaders."""
 
+import copy
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from carvana import distributed, system
 from carvana.cache import open_cache
 from carvana.classes import SINGLE, Classes
 from carvana.compositing import Compositor
+from carvana.crops import Crops, find_places
 from carvana.device import choose_workers, find_device, pinning_pays
 from carvana.errors import raise_all, result_or_error, warn
 from carvana.images import FULL_RANGE, Reading, Size, judge_levels, read_all, read_hard_mask
@@ -39,7 +41,8 @@ class CarvanaDataset(Dataset):
 
     dataset[epoch, index] asks for an item of an epoch: an Albumentations pipeline then draws from
     (seed, epoch, index) alone, so that neither workers nor interruptions change what an item is.
-    dataset[index] draws anew each time.
+    dataset[index] draws anew each time. With crops an epoch has `epoch_length` items, of which
+    those whose indices differ by len(dataset) are parts of one picture.
 
     Args:
         size: (H, W) to read at; None for each picture's own.
@@ -48,6 +51,7 @@ class CarvanaDataset(Dataset):
         cache_dir: where what was read at `size` is kept for later epochs and runs; None: nowhere.
         naming: what stands before and after the name that a photograph and its mask share.
         compositor: puts objects before other photographs, also drawing from (seed, epoch, index).
+        crops: draws the part of each picture that is the item, likewise; None: all of it.
 
     Raises:
         UserError: naming all files, if images and masks do not pair.
@@ -68,28 +72,35 @@ class CarvanaDataset(Dataset):
         seed: int = 0,
         cache_dir: str | Path | None = None,
         compositor: Compositor | None = None,
+        crops: Crops | None = None,
     ) -> None:
         self.pairs = find_pairs(image_dir, mask_dir, naming)
         self.transform = transform
         self.seed = seed
         self.compositor = compositor
+        self.crops = crops
+        self.places: dict[int, list[np.ndarray]] = {}  # crops.find_places of what was read
         self.reading = Reading(size and tuple(size), channels, mask_resize, classes, levels)
         self.cache = None
-        if cache_dir and size:
+        if cache_dir:
             self.cache = open_cache(cache_dir, self.pairs, self.reading)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def epoch_length(self) -> int:
+        """Return how many items an epoch of training has."""
+        return len(self) * (self.crops.per_image if self.crops else 1)
+
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Any, Any]:
         if not isinstance(key, tuple):
             key = (random.getrandbits(31), key)
         epoch, index = key
-        image, mask = self.read(index)
-        sequence = np.random.SeedSequence([self.seed, epoch, index % len(self)])
-        if self.compositor:
-            rng = np.random.default_rng(sequence)
-            image, mask = self.compositor(image, mask, rng, self)
+        if not -self.epoch_length <= index < self.epoch_length:
+            raise IndexError(f"item {index} of {self.epoch_length}")
+        sequence = np.random.SeedSequence([self.seed, epoch, index % self.epoch_length])
+        image, mask = self._draw(index % len(self), np.random.default_rng(sequence))
         if self.reading.classes.single:
             mask = mask.astype(np.float32) / 255
         if self.transform is None:
@@ -99,8 +110,25 @@ class CarvanaDataset(Dataset):
         item = self.transform(image=image, mask=mask)
         return item["image"], item["mask"]
 
+    def _draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Return a picture and its mask before augmentation, composed and cropped if wanted."""
+        if self.crops and self.cache and not self.compositor:
+            if index not in self.places:
+                self.places[index] = find_places(self.cache[index][1], self.reading.classes)
+            window = self.crops.draw(rng, self.cache.size(index), self.places[index])
+            image, mask = self.cache.read(index, window)
+            return self.crops.fill(image), self.crops.fill(mask)
+        image, mask = self.read(index)
+        if self.compositor:
+            image, mask = self.compositor(image, mask, rng, self)
+        if self.crops:
+            places = find_places(mask, self.reading.classes)
+            window = self.crops.draw(rng, mask.shape, places)
+            image, mask = (self.crops.fill(window.cut(levels)) for levels in (image, mask))
+        return image, mask
+
     def read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return an item's picture and mask as the reader returns them, or the cache."""
+        """Return a picture and its mask as the reader returns them, or the cache."""
         if self.cache:
             return self.cache[index]
         return self.reading.read_pair(self.pairs[index])
@@ -109,7 +137,13 @@ class CarvanaDataset(Dataset):
         """Return the mask of `read` alone."""
         if self.cache:
             return self.cache[index][1]
-        return self.reading.read_target(self.pairs[index][1])
+        return self.reading.read_target_of(self.pairs[index])
+
+    def item_bytes(self) -> int:
+        """Return the bytes of an item's levels; 0 if pictures differ in size."""
+        if self.crops:
+            return self.crops.height * self.crops.width * (self.reading.channels + 1)
+        return self.reading.item_bytes()
 
     def mask(self, index: int, size: Size | None = None) -> np.ndarray:
         """Return an item's true mask, uint8 (H, W) of class indices; None: at the file's size."""
@@ -131,6 +165,7 @@ def get_loaders(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
     pin_memory: bool = True,
     device: torch.device | None = None,
     compositor: Compositor | None = None,
+    crops: Crops | None = None,
     **dataset_options: Any,
 ) -> tuple[DataLoader, DataLoader]:
     """Return train_loader, val_loader over the pairs of four folders.
@@ -142,33 +177,32 @@ def get_loaders(  # noqa: PLR0913 (the tutorials' own signature, and keywords)
     Args:
         batch_size: of all processes together.
         device: see make_loader.
-        compositor: of the training images, see CarvanaDataset.
+        compositor, crops: of the training images, see CarvanaDataset.
         dataset_options: keyword arguments of CarvanaDataset.
 
     Raises:
         UserError: with what is wrong in any of the folders.
     """
-    sources = [
-        (train_dir, train_maskdir, train_transform),
-        (val_dir, val_maskdir, val_transform),
-    ]
     with distributed.local_rank_zero_first():
-        datasets = [
-            result_or_error(CarvanaDataset, *source, **dataset_options) for source in sources
-        ]
-    raise_all(datasets)
-    train, val = datasets
+        train = result_or_error(
+            CarvanaDataset, train_dir, train_maskdir, train_transform, **dataset_options
+        )
+        val = result_or_error(
+            CarvanaDataset, val_dir, val_maskdir, val_transform, **dataset_options
+        )
+    raise_all([train, val])
     train.compositor = compositor
-    sampler = EpochSampler(
-        len(train), train.seed, batch_size, distributed.RANK, distributed.WORLD_SIZE
-    )
+    train.crops = crops
+    shard = (distributed.RANK, distributed.WORLD_SIZE)
+    sampler = EpochSampler(train.epoch_length, train.seed, batch_size, *shard)
     local_batch_size = distributed.local_batch_size(batch_size)
     num_workers = _workers(train, local_batch_size, num_workers, device)
     shared = {"num_workers": num_workers, "pin_memory": pin_memory, "device": device}
     train_loader = make_loader(train, local_batch_size, sampler=sampler, **shared)
+    if crops and val.reading.size is None:  # whole pictures of several sizes are no batch
+        local_batch_size = 1
     val_shard = distributed.shard(len(val))
-    val_loader = make_loader(val, local_batch_size, sampler=val_shard, **shared)
-    return train_loader, val_loader
+    return train_loader, make_loader(val, local_batch_size, sampler=val_shard, **shared)
 
 
 def make_loader(
@@ -220,7 +254,7 @@ def _workers(
     """Return how many processes read for a loader, with a warning if memory allows fewer."""
     if num_workers < 0:
         num_workers = choose_workers(device or find_device(), cached=dataset.cache is not None)
-    batch_bytes = batch_size * dataset.reading.item_bytes()
+    batch_bytes = batch_size * dataset.item_bytes()
     return fit_workers(num_workers, batch_bytes * PREFETCH_FACTOR)
 
 
@@ -302,10 +336,14 @@ def _read_shard(dataset: CarvanaDataset) -> None:
             pass
 
 
-def first_batches(loader: DataLoader, epoch: int, images: int) -> DataLoader:
-    """Return a loader of the first images of a training epoch."""
+def first_batches(
+    loader: DataLoader, epoch: int, images: int, crops: Crops | None = None
+) -> DataLoader:
+    """Return a loader of the first images of a training epoch, or of other crops of them."""
     keys: Sequence = [(epoch, index) for index in loader.sampler.order(epoch)[:images]]
-    return make_loader(loader.dataset, loader.batch_size, sampler=keys)
+    dataset = copy.copy(loader.dataset)
+    dataset.crops = crops
+    return make_loader(dataset, loader.batch_size, sampler=keys)
 
 
 def end_workers(*loaders: DataLoader) -> None:

@@ -101,9 +101,8 @@ def main() -> None:
 
 def print_scores(scores: dict[str, Any]) -> None:
     """Print the scores at both resolutions, those of each class, and the worst images."""
-    height, width = scores["size"]
     count = len(scores["images"])
-    print(f"{count} images       network's {height}x{width}   photographs' own size")
+    print(f"{count} images       network's {scores['size']}   photographs' own size")
     first_image = scores["images"][0]
     for name in (name for name in first_image if f"full_{name}" in first_image):
         print(f"{name:10} {scores[name]:22.6f} {scores['full_' + name]:23.6f}")

@@ -19,7 +19,7 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +32,7 @@ from carvana.batchnorm import BatchNormKeeper, settle_batchnorm
 from carvana.byproducts import Byproducts
 from carvana.classes import Classes
 from carvana.compositing import Compositing, Compositor
+from carvana.crops import Crops
 from carvana.device import (
     amp_dtype,
     autocast,
@@ -50,7 +51,7 @@ from carvana.exported import is_exported
 from carvana.interrupts import Interrupted, Pause, Signals, looks_within_epoch
 from carvana.locks import output_locks
 from carvana.losses import make_loss
-from carvana.model_config import model_config
+from carvana.model_config import describe_size, model_config, network_size
 from carvana.naming import Naming
 from carvana.options import default_values
 from carvana.progress import LossMeter, Progress
@@ -169,7 +170,7 @@ class Trainer:
         )
         self.dtype = amp_dtype(device, cfg.PRECISION)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        images = len(self.train_loader.dataset)
+        images = self.train_loader.sampler.length
         self.progress = Progress(distributed.run_name(), images, cfg.NUM_EPOCHS)
         self.looks = set()  # numbers of images done at which to look for STOP_AT_DICE
         if cfg.STOP_AT_DICE:
@@ -183,7 +184,8 @@ class Trainer:
     def check_size(self) -> None:
         """Refuse a network and batches that cannot fit, before anything is allocated."""
         cfg = self.cfg
-        batch = (distributed.local_batch_size(cfg.BATCH_SIZE), cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH)
+        height, width = cfg.CROP_HEIGHT or cfg.IMAGE_HEIGHT, cfg.CROP_WIDTH or cfg.IMAGE_WIDTH
+        batch = (distributed.local_batch_size(cfg.BATCH_SIZE), height, width)
         check_memory(self.parameters, batch, cfg.FEATURES[0] / cfg.UNSHUFFLE**2, self.device)
 
     def make_loaders(self) -> tuple:
@@ -201,7 +203,8 @@ class Trainer:
             cfg.PIN_MEMORY,
             self.device,
             self.make_compositor(),
-            size=(cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH),
+            Crops.from_constants(cfg),
+            size=network_size(vars(cfg)),
             channels=cfg.IN_CHANNELS,
             mask_resize=cfg.MASK_RESIZE,
             classes=self.classes,
@@ -244,10 +247,14 @@ class Trainer:
     def print_start(self) -> None:
         """Print what is trained on what."""
         cfg = self.cfg
+        parts = ""
+        if cfg.CROP_HEIGHT:
+            parts = f", {cfg.CROPS_PER_IMAGE} crops of {cfg.CROP_HEIGHT}x{cfg.CROP_WIDTH} from each"
         print(
-            f"{self.progress.images} training and {len(self.val_loader.dataset)} validation "
-            f"images at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {self.parameters / 1e6:.2f} M "
-            f"parameters on {self.device}, {str(self.dtype).removeprefix('torch.')}"
+            f"{len(self.train_loader.dataset)} training and {len(self.val_loader.dataset)} "
+            f"validation images at {describe_size(vars(cfg))}{parts}; "
+            f"{self.parameters / 1e6:.2f} M parameters on {self.device}, "
+            f"{str(self.dtype).removeprefix('torch.')}"
         )
         history.warn_of_rare_classes(self.train_loader.dataset)
 
@@ -418,9 +425,7 @@ class Trainer:
         distributed.broadcast_buffers(self.eval_model)
         try:
             if cfg.BATCHNORM_IMAGES:
-                epoch = self.progress.epoch
-                batches = first_batches(self.train_loader, epoch, cfg.BATCHNORM_IMAGES)
-                settle_batchnorm(self.eval_model, batches)
+                settle_batchnorm(self.eval_model, self.statistics_batches())
             scores = check_accuracy(
                 self.val_loader,
                 self.eval_model,
@@ -438,6 +443,17 @@ class Trainer:
             raise
         self.note_target(scores["dice"])
         return scores
+
+    def statistics_batches(self) -> Iterable:
+        """Return training images to measure BatchNorm's statistics on, seen as in evaluation.
+
+        That is whole, or in parts from anywhere: crops around rare classes are no fair sample.
+        """
+        cfg = self.cfg
+        crops = Crops.from_constants(cfg)
+        if crops:
+            crops = dataclasses.replace(crops, rare_share=0.0) if cfg.TILE else None
+        return first_batches(self.train_loader, self.progress.epoch, cfg.BATCHNORM_IMAGES, crops)
 
     def note_target(self, dice: float) -> None:
         """Remember when STOP_AT_DICE was first reached."""
@@ -549,7 +565,7 @@ def conclude(cfg: SimpleNamespace, progress: Progress) -> None:
     if startup.is_rendered(cfg, config.PRESETS):
         score = "demo Dice (rendered cars, not Carvana)"
     print(
-        f"best {score} {max(progress.best, 0):.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; "
+        f"best {score} {max(progress.best, 0):.4f} at {describe_size(vars(cfg))}; "
         f"now look at {page}"
     )
 

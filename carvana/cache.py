@@ -14,20 +14,23 @@ import numpy as np
 import PIL
 
 from carvana import system
-from carvana.errors import error_summary, one_line, warn
+from carvana.crops import Window
+from carvana.errors import UserError, error_summary, one_line, result_or_error, warn
 from carvana.files import file_stamp, is_abandoned, random_token
-from carvana.images import READER_VERSION, Reading, read_all
+from carvana.images import READER_VERSION, Reading, Size, picture_size, read_all
 from carvana.pairs import Pair
 
+SUFFIX = ".pairs"
+INDEX_TYPE = np.dtype([("height", "<i8"), ("width", "<i8"), ("checksum", "<u4")])
 UNFINISHED = re.compile(r".*-[0-9a-f]{12}-[0-9a-f]{12}\.[0-9a-f]+\.tmp")
 
 
 class Cache:
     """The pairs of a data set, read at one size; cache[i] is reading.read_pair, bit for bit.
 
-    The file is a .npy array of records, mapped into memory so that all processes share one copy.
-    Each record has a checksum: one that the disk has damaged is read from its photograph, and
-    the file is given up.
+    The file is an index, as a .npy array, and behind it the levels of all pictures and masks,
+    mapped into memory so that all processes share one copy. Each pair has a checksum: one that
+    the disk has damaged is read from its photograph, and the file is given up.
 
     Raises:
         Exception: of nearly any kind, if the file does not hold these pairs at this size.
@@ -37,23 +40,46 @@ class Cache:
         self.path = path
         self.pairs = pairs
         self.reading = reading
-        self.records = np.load(path, mmap_mode="r")
-        if self.records.dtype != _record_type(reading) or self.records.shape != (len(pairs),):
-            raise ValueError(f"{self.records.shape} records of another kind")
+        with open(path, "rb") as file:
+            self.index = np.lib.format.read_array(file, allow_pickle=False)
+            first = file.tell()
+        if self.index.dtype != INDEX_TYPE or self.index.shape != (len(pairs),):
+            raise ValueError(f"an index of another kind, {self.index.dtype} {self.index.shape}")
+        self.levels = np.memmap(path, np.uint8, "r", first)
+        pixels = self.index["height"] * self.index["width"]
+        self.starts = np.concatenate([[0], np.cumsum(pixels * (reading.channels + 1))])
+        if self.starts[-1] != len(self.levels) or not _are_of_size(self.index, reading.size):
+            raise ValueError(f"{len(self.levels)} levels, expected {self.starts[-1]}")
         self.verified = np.zeros(len(pairs), bool)
 
     def __reduce__(self) -> tuple:  # to another process goes the file's name, not its contents
         return _reopen, (self.path, self.pairs, self.reading)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        record = self.records[index]
-        image = np.array(record["image"])
-        mask = np.array(record["mask"])
+        return self.read(index)
+
+    def read(self, index: int, window: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return a pair, or the same part of its picture and its mask."""
+        image, mask = self._views(index)
         if not self.verified[index]:
-            if _checksum(image, mask) != record["checksum"]:
-                return self._read_damaged(index)
-            self.verified[index] = True
-        return image, mask
+            self.verified[index] = _checksum(image, mask) == self.index["checksum"][index]
+            if not self.verified[index]:
+                image, mask = self._read_damaged(index)
+        if window:
+            image, mask = window.cut(image), window.cut(mask)
+        return np.array(image), np.array(mask)
+
+    def size(self, index: int) -> Size:
+        """Return a picture's size (H, W)."""
+        return int(self.index["height"][index]), int(self.index["width"][index])
+
+    def _views(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a pair as it is in the file, not to be written to."""
+        height, width = self.size(index)
+        levels = self.levels[self.starts[index] : self.starts[index + 1]]
+        image = levels[: height * width * self.reading.channels]
+        mask = levels[len(image) :]
+        return image.reshape(height, width, -1), mask.reshape(height, width)
 
     def _read_damaged(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         name = one_line(self.pairs[index][0].name)
@@ -130,8 +156,8 @@ def _find_files(folder: Path, pairs: Sequence[Pair], reading: Reading) -> tuple[
         "levels": reading.levels,
     }
     name = f"{source.name}-{_digest([str(source), str(pairs[0][1].parent), settings])}"
-    path = folder / f"{name}-{_digest(state)}.npy"
-    earlier = [candidate for candidate in folder.glob(f"{name}-*.npy") if candidate != path]
+    path = folder / f"{name}-{_digest(state)}{SUFFIX}"
+    earlier = [candidate for candidate in folder.glob(f"{name}-*{SUFFIX}") if candidate != path]
     return path, earlier
 
 
@@ -141,7 +167,7 @@ def _make_cache(
     """Decode all pairs into a file, which replaces earlier ones; None if it cannot be written."""
     temporary = path.with_suffix(f".{random_token()}.tmp")
     try:
-        _make_room(path.parent, len(pairs) * _record_type(reading).itemsize)
+        _make_room(path.parent, _needed_bytes(pairs, reading))
         _write(temporary, pairs, reading)
         cache = _put_in_place(temporary, path, pairs, reading)
         for outdated in earlier:
@@ -175,19 +201,28 @@ def _put_in_place(temporary: Path, path: Path, pairs: Sequence[Pair], reading: R
     return Cache(path, pairs, reading)
 
 
-def _record_type(reading: Reading) -> np.dtype:
-    return np.dtype(
-        [
-            ("image", "u1", (*reading.size, reading.channels)),  # type: ignore[misc]
-            ("mask", "u1", reading.size),
-            ("checksum", "<u4"),
-        ]
-    )
+def _are_of_size(index: np.ndarray, size: Size | None) -> bool:
+    """Return whether all pictures are as large as they are to be read; None: each as it is."""
+    if size is None:
+        return True
+    return bool(((index["height"] == size[0]) & (index["width"] == size[1])).all())
 
 
 def _checksum(image: np.ndarray, mask: np.ndarray) -> int:
     """Return a checksum that is not 0 for zeros, as which a file's lost blocks are read."""
     return zlib.crc32(mask.data, zlib.crc32(image.data)) ^ 1
+
+
+def _needed_bytes(pairs: Sequence[Pair], reading: Reading) -> int:
+    """Return how many bytes the levels of all pairs take."""
+    if reading.size:
+        return len(pairs) * reading.item_bytes()
+    pixels = 0
+    for image, _ in pairs:
+        size = result_or_error(picture_size, image)
+        if not isinstance(size, UserError):  # it is reported when all are read
+            pixels += size[0] * size[1]
+    return pixels * (reading.channels + 1)
 
 
 def _digest(content: object) -> str:
@@ -211,13 +246,13 @@ def _make_room(folder: Path, needed: int) -> None:
 
 
 def _write(path: Path, pairs: Sequence[Pair], reading: Reading) -> None:
-    """Read all pairs into a .npy file of records."""
-    record = np.zeros((), _record_type(reading))
-    header = {"descr": record.dtype.descr, "fortran_order": False, "shape": (len(pairs),)}
+    """Read all pairs into a file: first the index, whose content is known last."""
+    index = np.zeros(len(pairs), INDEX_TYPE)
     with open(path, "wb") as file, closing(read_all(pairs, "decoding", reading)) as results:
-        np.lib.format.write_array_header_1_0(file, header)
-        for image, mask in results:
-            record["image"] = image
-            record["mask"] = mask
-            record["checksum"] = _checksum(image, mask)
-            file.write(record.tobytes())
+        np.lib.format.write_array(file, index)
+        for number, (image, mask) in enumerate(results):
+            index[number] = (*mask.shape, _checksum(image, mask))
+            file.write(image.tobytes())
+            file.write(mask.tobytes())
+        file.seek(0)
+        np.lib.format.write_array(file, index)

@@ -63,6 +63,8 @@ SCORING_CONSTANTS = {
     "MASK_THRESHOLD",
     "MASK_RESIZE",
     "THRESHOLD",
+    "TILE",
+    "TILE_OVERLAP",
 }
 OPTIMIZER_STATES = (  # what an optimizer keeps for a parameter
     {"step", "exp_avg", "exp_avg_sq"},

@@ -84,4 +84,5 @@ def cutout(
     image = scale_image(photograph, size, config["IN_CHANNELS"])
     logits = upsample(network_logits(model, image[None])[0], photograph.shape[:2])
     foreground = foreground_logits(logits, logit_threshold(config))
-    return cut_out(photograph, foreground, photograph.shape[0] / size[0], style).picture
+    scale = photograph.shape[0] / image.shape[0]
+    return cut_out(photograph, foreground, scale, style).picture

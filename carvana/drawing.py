@@ -276,7 +276,7 @@ def compare(dataset: PairedDataset, index: int, scores: dict, height: int = 240)
     """
     classes = dataset.reading.classes
     masks = scores["masks"]
-    photograph, truth = read_shown(dataset, index, height, masks.size)
+    photograph, truth = read_shown(dataset, index, height, masks.size(index))
     prediction = masks.resized(index, truth.shape)
     colors = classes.mask_colors()
     pictures = [

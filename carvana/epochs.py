@@ -25,7 +25,7 @@ class PlainEpoch:
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader
-        self.dataset = loader.dataset
+        self.length = len(loader.dataset)
         self.first = 0  # images done before
         self.batches_before = 0
         self.share = BatchShare(0, 0, 1.0)  # of the current batch
@@ -68,7 +68,7 @@ class PartialEpoch:
         accumulate: int = 1,
     ) -> None:
         self.loader = loader
-        self.dataset = loader.dataset
+        self.length = loader.sampler.length  # images, of all processes together
         self.batch_size = loader.batch_size * distributed.WORLD_SIZE
         self.epoch = epoch
         self.first = done
@@ -80,7 +80,7 @@ class PartialEpoch:
         self.share = BatchShare(0, 0, 1.0)
 
     def __len__(self) -> int:
-        return -(-(len(self.dataset) - self.first) // self.batch_size)
+        return -(-(self.length - self.first) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         self.loader.sampler.epoch = self.epoch
@@ -91,7 +91,7 @@ class PartialEpoch:
             batch = self._read(batches)
             if batch is None:
                 return
-            images = min(self.batch_size, len(self.dataset) - read)
+            images = min(self.batch_size, self.length - read)
             own = len(distributed.shard(images))
             self.share = BatchShare(own, images, own * distributed.WORLD_SIZE / images)
             yield batch
@@ -125,4 +125,5 @@ class PartialEpoch:
 def _image_names(loader: Any, epoch: int, first: int, count: int) -> list[str]:
     """Return the file names of an epoch's images from place `first` on."""
     indices = loader.sampler.order(epoch)[first : first + count]
-    return [one_line(loader.dataset.pairs[index][0].name) for index in indices]
+    pairs = loader.dataset.pairs
+    return [one_line(pairs[index % len(pairs)][0].name) for index in indices]

@@ -1,6 +1,7 @@
 """Scores of a model over a data set: at the network's resolution and at the photographs' own."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ from carvana.metrics import (
 from carvana.model_config import logit_threshold, model_classes, model_config
 from carvana.predicting import predict_mask, upsample
 from carvana.threads import thread_pool
+from carvana.tiles import picture_logits
 
 READERS = 2  # threads that read true masks while the network computes
 
@@ -49,21 +51,31 @@ class PredictedMasks:
 
     def __init__(self, classes: Classes) -> None:
         self.classes = classes
-        self.size: Size = (0, 0)  # of the masks; all have the network's
-        self.packed: dict[int, np.ndarray] = {}
+        self.packed: dict[int, tuple[Size, np.ndarray]] = {}
 
     def add(self, index: int, mask: np.ndarray) -> None:
         """Add an image's mask, uint8 (H, W) of class indices."""
-        height, width = mask.shape
-        self.size = (height, width)
-        self.packed[index] = np.packbits(mask) if self.classes.single else mask.reshape(-1)
+        pixels = np.packbits(mask) if self.classes.single else mask.reshape(-1)
+        self.packed[index] = mask.shape[:2], pixels
+
+    def size(self, index: int) -> Size:
+        """Return the size (H, W) that an image was scored at."""
+        return self.packed[index][0]
+
+    def describe_size(self) -> str:
+        """Return the size of all images in words: "160x240", or that it differs."""
+        sizes = {size for size, _ in self.packed.values()}
+        if len(sizes) > 1:
+            return "own size"
+        height, width = sizes.pop()
+        return f"{height}x{width}"
 
     def mask(self, index: int) -> np.ndarray:
         """Return an image's mask, uint8 (H, W) of class indices."""
-        pixels = self.packed[index]
+        size, pixels = self.packed[index]
         if self.classes.single:
-            pixels = np.unpackbits(pixels, count=self.size[0] * self.size[1])
-        return pixels.reshape(self.size)
+            pixels = np.unpackbits(pixels, count=size[0] * size[1])
+        return pixels.reshape(size)
 
     def resized(self, index: int, size: Size) -> np.ndarray:
         """Return an image's mask at another size (H, W)."""
@@ -104,9 +116,9 @@ def check_accuracy(  # noqa: PLR0913 (the tutorials' own signature, and keywords
     Returns:
         "dice", "iou", "accuracy", "precision", "recall": means over images at the network's
         resolution. "foreground": the predicted share of all pixels. "images": a dict of scores
-        per image. "masks": PredictedMasks, and their "size". For several classes an image's
-        scores are means over the classes in its truth or prediction; "classes" (Dice and IoU of
-        each) and "confusion" (pixels by true and predicted class) come on top.
+        per image. "masks": PredictedMasks. "size": that resolution, in words. For several classes
+        an image's scores are means over the classes in its truth or prediction; "classes" (Dice
+        and IoU of each) and "confusion" (pixels by true and predicted class) come on top.
     """
     measures = Measures(loss_fn, full_size, outlines, at_least, signals)
     with _evaluating(model, device):
@@ -144,7 +156,9 @@ class Evaluation:
         self.model = model
         self.measures = measures
         self.classes = model_classes(model)
-        self.threshold = logit_threshold(model_config(model))
+        self.config = model_config(model)
+        self.run_network = functools.partial(_run_network, model)
+        self.threshold = logit_threshold(self.config)
         self.length = len(loader.dataset)
         self.done = 0
         self.hopeless = False
@@ -198,8 +212,7 @@ class Evaluation:
         """Count a batch at the network's resolution; return its logits, float32."""
         images, masks = to_device(images, masks, self.model)
         with autocast(self.model):
-            logits = self.model(images)
-        logits = logits.float()
+            logits = picture_logits(self.run_network, images, self.config)
         predicted = predict_mask(logits, self.threshold)
         targets = (masks[:, 0] >= 0.5).view(torch.uint8) if self.classes.single else masks
         self.matrices[list(indices)] = confusion_matrices(predicted, targets, self.classes)
@@ -263,7 +276,7 @@ class Evaluation:
         if hasattr(self.loader.dataset, "pairs"):
             pairs = zip(self.loader.dataset.pairs, rows, strict=False)
             rows = [{"name": image.name} | row for (image, _), row in pairs]
-        return result | {"images": rows, "masks": self.masks, "size": self.masks.size}
+        return result | {"images": rows, "masks": self.masks, "size": self.masks.describe_size()}
 
     def _rows(self) -> list[dict[str, float]]:
         """Return a dict of scores per image."""
@@ -287,6 +300,11 @@ class Evaluation:
             scores["full_classes"] = class_means(self.full_matrices, self.classes)
             scores["full_confusion"] = self.full_matrices.sum(0).tolist()
         return scores
+
+
+def _run_network(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Return the logits of images, or of windows of them, float32 (B, classes, h, w)."""
+    return model(images).float()
 
 
 def mean_scores(
@@ -321,14 +339,17 @@ def save_predictions_as_imgs(
 ) -> None:
     """Write pred_{idx}.png (the predicted masks) and {idx}.png (the true ones) for each batch."""
     classes = model_classes(model)
-    threshold = logit_threshold(model_config(model))
+    config = model_config(model)
+    threshold = logit_threshold(config)
+    run_network = functools.partial(_run_network, model)
     with _evaluating(model, device):
         for idx, (images, masks) in enumerate(loader):
             if idx == max_batches:
                 break
             images, masks = to_device(images, masks, model)
             with autocast(model):
-                predicted = predict_mask(model(images).float(), threshold)
+                logits = picture_logits(run_network, images, config)
+            predicted = predict_mask(logits, threshold)
             _save_grid(predicted, classes, Path(folder) / f"pred_{idx}.png")
             _save_grid(masks, classes, Path(folder) / f"{idx}.png")
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from carvana.errors import one_line
 from carvana.files import replacing
+from carvana.model_config import describe_size
 
 NEARLY_ALL = 0.999  # of the pixels predicted as one class: nothing has been learned
 RARE = 0.02  # share of the pixels below which plain cross entropy may overlook a class
@@ -18,7 +19,7 @@ RARE_SAMPLE = 64  # masks that this is measured on
 
 def print_epoch(row: Mapping[str, Any], cfg: SimpleNamespace) -> None:
     """Print a row of the history as one line."""
-    dice = f"Dice {row['dice']:.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}"
+    dice = f"Dice {row['dice']:.4f} at {describe_size(vars(cfg))}"
     if row["full_dice"] is not None:
         dice += f", {row['full_dice']:.4f} at full size"
     print(

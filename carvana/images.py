@@ -87,11 +87,12 @@ class Reading(NamedTuple):
     def read_pair(self, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
         """Return read_image and read_target of (image path, mask path)."""
         image = read_image(pair[0], self.size, self.channels, self.levels)
-        return image, self.read_target(pair[1])
+        return image, read_target(pair[1], self.classes, image.shape[:2], self.mask_resize)
 
-    def read_target(self, path: Path) -> np.ndarray:
-        """Return the mask as training takes it."""
-        return read_target(path, self.classes, self.size, self.mask_resize)
+    def read_target_of(self, pair: tuple[Path, Path]) -> np.ndarray:
+        """Return the mask of read_pair alone."""
+        size = self.size or picture_size(pair[0])
+        return read_target(pair[1], self.classes, size, self.mask_resize)
 
 
 def read_all(
@@ -368,9 +369,13 @@ def _scaled(image: Image.Image, width: int, height: int, box: tuple | None = Non
     return image.resize((width, height), filter_, box)
 
 
-def scale_image(image: np.ndarray, size: Size, channels: int = 3) -> np.ndarray:
-    """Return uint8 (*size, channels) of uint8 (H, W, 3) or (H, W), as read_image scales a file."""
-    height, width = size
+def scale_image(image: np.ndarray, size: Size | None, channels: int = 3) -> np.ndarray:
+    """Return uint8 (*size, channels) of uint8 (H, W, 3) or (H, W), as read_image scales a file.
+
+    Args:
+        size: None for the picture's own.
+    """
+    height, width = size or image.shape[:2]
     picture = Image.fromarray(image).convert(PILLOW_MODES[channels])
     return np.array(_scaled(picture, width, height)).reshape(height, width, channels)
 

@@ -47,7 +47,7 @@ def _frame(dataset: PairedDataset, scores: dict, epoch: int, height: int) -> np.
     pictures = []
     for i in range(count):
         index = round(i * (len(dataset) - 1) / max(1, count - 1))
-        photograph, truth = read_shown(dataset, index, height, masks.size)
+        photograph, truth = read_shown(dataset, index, height, masks.size(index))
         prediction = masks.resized(index, truth.shape)
         pictures.append(difference(photograph, truth, prediction, classes.ignore))
     title = (

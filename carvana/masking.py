@@ -4,7 +4,7 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,11 +30,17 @@ from carvana.errors import (
     warn,
 )
 from carvana.framing import Placement, place
-from carvana.images import judge_levels, picture_size, read_image, read_saving_options
+from carvana.images import Size, judge_levels, picture_size, read_image, read_saving_options
 from carvana.matting import composite
-from carvana.model_config import logit_threshold, model_classes, model_config, network_size
+from carvana.model_config import (
+    describe_size,
+    logit_threshold,
+    model_classes,
+    model_config,
+    network_size,
+)
 from carvana.photographs import BACKGROUND, CUTOUT, MASK, OVERLAY, Photograph, in_format
-from carvana.predicting import foreground_logits, network_logits, upsample
+from carvana.predicting import foreground_logits, network_bands, network_logits, upsample
 from carvana.reports import THUMBNAIL, Card, least_sure, prediction_card, predictions_page
 from carvana.shipped import describe_model
 from carvana.submission import Submission, run_lengths
@@ -171,10 +177,9 @@ class MaskingRun:
 
     def _print_start(self) -> None:
         """Print which network masks, and where."""
-        height, width = network_size(model_config(self.model))
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         size = f"{parameters / 1e6:.2f} M parameters " if parameters else ""
-        where = f"at {height}x{width} on {device_of(self.model)}"
+        where = f"at {describe_size(model_config(self.model))} on {device_of(self.model)}"
         print(f"model: {describe_model(self.options.model)}: {size}{where}")
 
     def _note(self, photograph: Photograph, result: Masked) -> None:
@@ -224,8 +229,11 @@ def mask_each(
     if not photographs:
         return
     cast_convolutions(model)
-    starts = range(0, len(photographs), options.batch_size)
-    batches = [photographs[start : start + options.batch_size] for start in starts]
+    batch_size = options.batch_size
+    if network_size(model_config(model)) is None:  # pictures of several sizes are no batch
+        batch_size = 1
+    starts = range(0, len(photographs), batch_size)
+    batches = [photographs[start : start + batch_size] for start in starts]
     # Each thread takes its photographs all the way: nothing waits but for the disk and the cores.
     threads, threads_each = choose_threads(device_of(model), len(batches))
     mask_batch = functools.partial(_mask_batch, model=model, options=options)
@@ -263,15 +271,19 @@ def _mask_batch(
         for photograph in batch
     ]
     readable = [image for image in images if not isinstance(image, UserError)]
-    logits = iter(())
-    if readable:
-        logits = iter(network_logits(model, np.stack(readable), options.tta))
+    bands: Iterator[Iterable[np.ndarray]] = iter(())
+    if readable and size is None:
+        all_bands = network_bands(model, readable[0][None], options.tta)
+        bands = iter([(band[0] for band in all_bands)])
+    elif readable:
+        logits = network_logits(model, np.stack(readable), options.tta)
+        bands = ([image_logits] for image_logits in logits)
     results: list[Masked | UserError] = []
     for photograph, image in zip(batch, images, strict=True):
         if isinstance(image, UserError):
             results.append(image)
             continue
-        result = result_or_error(_finish, photograph, next(logits), model, options)
+        result = result_or_error(_finish, photograph, next(bands), model, options)
         if isinstance(result, WriteError):  # it would hold for all that follow
             raise result
         results.append(result)
@@ -279,18 +291,26 @@ def _mask_batch(
 
 
 def _finish(
-    photograph: Photograph, logits: np.ndarray, model: nn.Module, options: MaskingOptions
+    photograph: Photograph,
+    bands: Iterable[np.ndarray],
+    model: nn.Module,
+    options: MaskingOptions,
 ) -> Masked:
-    """Go from a photograph's logits (C, h, w) at the network's size to its files."""
+    """Go from a photograph's logits to its files.
+
+    Args:
+        bands: the logits from the top to the bottom, (C, rows, w) at the network's size.
+    """
     size = picture_size(photograph.path)
-    scale = size[0] / logits.shape[1]
+    network = network_size(model_config(model))
     classes = model_classes(model)
     config = dict(model_config(model))
     if options.threshold:
         config["THRESHOLD"] = options.threshold
-    prediction = _decide(
-        upsample(logits, size), logit_threshold(config), with_margin=bool(options.gallery)
-    )
+    if network:
+        bands = (upsample(logits, size) for logits in bands)
+    scale = size[0] / network[0] if network else 1.0
+    prediction = _decide_bands(bands, size, logit_threshold(config), options)
     shares = _describe_shares(prediction.mask, classes)
     runs = run_lengths(prediction.mask) if options.rle else ""
     written = []
@@ -308,6 +328,34 @@ def _finish(
         image = read_image(photograph.path, shown_size, levels=options.levels)
         card = prediction_card(image, photograph.name, prediction.mask, shares, unsure, classes)
     return Masked(shares, written, runs, card, previews)
+
+
+def _decide_bands(
+    bands: Iterable[np.ndarray], size: Size, threshold: float, options: MaskingOptions
+) -> Prediction:
+    """Turn logits at the photograph's size into a prediction; it has only what is needed of them.
+
+    Args:
+        bands: the logits from the top to the bottom, (C, rows, W).
+        size: of the photograph.
+    """
+    with_logits = options.cutout or options.background is not None
+    mask = np.empty(size, np.uint8)
+    logits = np.empty(size if with_logits else (0, 0), np.float32)
+    margin = np.empty(size, np.float32) if options.gallery else None
+    top = 0
+    for band in bands:
+        rows = slice(top, top + band.shape[1])
+        top = rows.stop
+        part = _decide(band, threshold, with_margin=margin is not None)
+        if top == size[0] and rows.start == 0:
+            return part
+        mask[rows] = part.mask
+        if with_logits:
+            logits[rows] = part.logits
+        if margin is not None:
+            margin[rows] = part.margin
+    return Prediction(mask, logits, margin)
 
 
 def _decide(logits: np.ndarray, threshold: float, with_margin: bool) -> Prediction:

@@ -21,6 +21,7 @@ from carvana.schema import (
     Precision,
     Side,
     Threshold,
+    TileOverlap,
     check,
     parse_annotation,
     short,
@@ -46,6 +47,8 @@ MODEL_CONSTANTS = {
     "MASK_RESIZE": ModelConstant(MaskResize, "area"),
     "PRECISION": ModelConstant(Precision, "auto"),
     "UNSHUFFLE": ModelConstant(PixelBlock, 1),
+    "TILE": ModelConstant(Side, 0),
+    "TILE_OVERLAP": ModelConstant(TileOverlap, 0.25),
     "CLASSES": ModelConstant(ClassNames, ["car"]),
     "PALETTE": ModelConstant(Palette, []),
     "IGNORE_INDEX": ModelConstant(ByteValue, 255),
@@ -108,9 +111,23 @@ def check_image_levels(levels: int | None) -> None:
         raise UserError(f"--image-levels: {error}") from error
 
 
-def network_size(config: Mapping) -> tuple[int, int]:
-    """Return (height, width) of the pictures that a network is fed."""
+def network_size(config: Mapping) -> tuple[int, int] | None:
+    """Return (height, width) that pictures are scaled to; None: each keeps its own."""
+    if not config["IMAGE_HEIGHT"]:
+        return None
     return config["IMAGE_HEIGHT"], config["IMAGE_WIDTH"]
+
+
+def window_size(config: Mapping) -> tuple[int, int]:
+    """Return (height, width) of what a network is fed at once."""
+    size = config["TILE"], config["TILE"]
+    return size if config["TILE"] else (config["IMAGE_HEIGHT"], config["IMAGE_WIDTH"])
+
+
+def describe_size(config: Mapping) -> str:
+    """Return the size of network_size in words."""
+    size = network_size(config)
+    return f"{size[0]}x{size[1]}" if size else "own size"
 
 
 def logit_threshold(config: Mapping) -> float:
@@ -137,10 +154,42 @@ def check_model_config(config: Mapping, channels: int) -> dict[str, Any]:
             faults.append(f"{name} is {short(value)}")
     if not faults:
         complete = TUTORIAL_DEFAULTS | known | {"IN_CHANNELS": channels}
-        faults = channel_faults(complete) + class_faults(complete)
+        faults = size_faults(complete) + channel_faults(complete) + class_faults(complete)
     if faults:
         raise ValueError("; ".join(faults))
     return known
+
+
+def size_faults(constants: Mapping) -> list[str]:
+    """Return what is wrong with the constants of what a network sees, in words.
+
+    Those of crops belong to training only: a model carries none.
+    """
+    height, width = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
+    crop = constants.get("CROP_HEIGHT", 0), constants.get("CROP_WIDTH", 0)
+    faults = []
+    if not height and not width:
+        needed = [name for name in ("CROP_HEIGHT", "CROP_WIDTH", "TILE") if name in constants]
+        missing = [name for name in needed if not constants[name]]
+        if missing:
+            faults.append(
+                "IMAGE_HEIGHT: 0 keeps pictures at their own size, which needs "
+                f"{', '.join(missing)} as well, such as 256"
+            )
+        return faults
+    if not height or not width:
+        faults.append(f"IMAGE_HEIGHT: expected IMAGE_WIDTH 0 too, or neither, found {width}")
+    if bool(crop[0]) != bool(crop[1]):
+        faults.append(
+            f"CROP_HEIGHT: expected CROP_WIDTH too, or neither, found {crop[0]} and {crop[1]}"
+        )
+    elif crop[0] > height or crop[1] > width:
+        faults.append(
+            f"CROP_HEIGHT: expected crops of at most {height}x{width}, to which pictures are "
+            f"scaled, found {crop[0]}x{crop[1]}; IMAGE_HEIGHT and IMAGE_WIDTH 0 leave them as they "
+            "are"
+        )
+    return faults
 
 
 def channel_faults(constants: Mapping) -> list[str]:

@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
 from carvana.errors import UserError, one_line
-from carvana.model_config import channel_faults, class_faults
+from carvana.model_config import channel_faults, class_faults, size_faults
 from carvana.naming import AFFIX_CONSTANTS
 from carvana.schema import ValueType, check, parse, parse_annotation, plain_annotation
 from carvana.shipped import SHIPPED_MODELS, find_model
@@ -270,7 +270,7 @@ def resolve(
         except ValueError as error:
             problems.append(f"{shown_name}: {error}")
     if not problems:
-        faults = channel_faults(values) + class_faults(values)
+        faults = size_faults(values) + channel_faults(values) + class_faults(values)
         faults += _regex_faults(values) + _scale_faults(values)
         problems = [_by_option(fault, given) for fault in faults]
     if problems:

@@ -1,6 +1,7 @@
 """From photographs to logits to masks."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -11,6 +12,7 @@ from carvana.classes import Classes
 from carvana.device import autocast, forward_turn, to_input
 from carvana.images import Size, scale_image
 from carvana.model_config import model_classes, model_config, network_size
+from carvana.tiles import logit_bands
 
 
 def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -> list[np.ndarray]:
@@ -27,8 +29,9 @@ def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -
     """
     config = model_config(model)
     size = network_size(config)
-    batch = np.stack([scale_image(image, size, config["IN_CHANNELS"]) for image in images])
-    logits = network_logits(model, batch, tta)
+    scaled = [scale_image(image, size, config["IN_CHANNELS"]) for image in images]
+    batches = [np.stack(scaled)] if size else [image[None] for image in scaled]
+    logits = [row for batch in batches for row in network_logits(model, batch, tta)]
     return [
         _probabilities(upsample(image_logits, image.shape[:2]), model_classes(model))
         for image_logits, image in zip(logits, images, strict=True)
@@ -41,24 +44,40 @@ def _probabilities(logits: np.ndarray, classes: Classes) -> np.ndarray:
     return torch.softmax(torch.from_numpy(logits), 0).numpy()
 
 
-@torch.inference_mode()
 def network_logits(model: nn.Module, images: np.ndarray, tta: bool = False) -> np.ndarray:
-    """Return a network's logits, float32 (B, channels, h, w).
+    """Return a network's logits, float32 (B, classes, h, w); see network_bands."""
+    bands = list(network_bands(model, images, tta))
+    return bands[0] if len(bands) == 1 else np.concatenate(bands, axis=2)
+
+
+def network_bands(model: nn.Module, images: np.ndarray, tta: bool = False) -> Iterator[np.ndarray]:
+    """Yield a network's logits from the top to the bottom, float32 (B, classes, rows, w).
 
     Args:
         images: uint8 (B, h, w, channels) at the network's size, as read_image returns them.
         tta: average with the prediction for the mirror image.
     """
+    run = functools.partial(_run_network, model, tta)
+    levels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    for band in logit_bands(run, levels, model_config(model)):
+        yield band.numpy()
+
+
+@torch.inference_mode()
+def _run_network(model: nn.Module, tta: bool, levels: torch.Tensor) -> torch.Tensor:
+    """Return the logits (B, classes, h, w) of uint8 (B, C, h, w), both on the CPU."""
     with autocast(model), forward_turn(model):
-        batch = to_input(torch.from_numpy(images).permute(0, 3, 1, 2), model)
+        batch = to_input(levels, model)
         logits = model(batch).float()
         if tta:
             logits = (logits + model(batch.flip(3)).float().flip(3)) / 2
-        return logits.cpu().numpy()
+        return logits.cpu()
 
 
 def upsample(logits: np.ndarray, size: Size) -> np.ndarray:
     """Return float32 (C, h, w) as (C, H, W): bilinear, pixel centers aligned, as in evaluation."""
+    if logits.shape[1:] == tuple(size):
+        return logits
     return np.stack(
         [cv2.resize(channel, size[::-1], interpolation=cv2.INTER_LINEAR) for channel in logits]
     )

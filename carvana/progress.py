@@ -146,7 +146,7 @@ class LossMeter:
         self.unread: list[torch.Tensor] = []  # losses that are still on the device
         self.started = 0.0
         self.bar = tqdm(
-            total=len(epoch.dataset),
+            total=epoch.length,
             initial=epoch.first,
             unit=" images",
             dynamic_ncols=True,
@@ -206,7 +206,7 @@ class LossMeter:
     def _announce(self, seconds: float) -> None:
         """Print how long an epoch and all of them take, at so many seconds a batch."""
         images_per_batch = self.images / (self.step + 1)
-        epoch = seconds * len(self.epoch.dataset) / images_per_batch
+        epoch = seconds * self.epoch.length / images_per_batch
         total = seconds * len(self.epoch) + epoch * (self.epochs_to_announce - 1)
         tqdm.write(
             f"about {duration(epoch)} an epoch, {duration(total)} in all, and evaluation on top"

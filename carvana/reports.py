@@ -35,6 +35,7 @@ from carvana.drawing import (
 from carvana.errors import plural
 from carvana.files import replacing
 from carvana.images import read_hard_mask, read_image
+from carvana.model_config import describe_size
 from carvana.pairs import Pair
 from carvana.survey import FACTS, PairFacts, Survey, mean_masks
 from carvana.templating import render
@@ -147,7 +148,7 @@ def _last_epoch(history: list[dict]) -> int:
 
 def write_curves(cfg: SimpleNamespace, history: list[dict]) -> None:
     """Write curves.png, the curves of the page as a picture, into SAVED_IMAGES_DIR."""
-    chart = curves.training_curves(history, f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}")
+    chart = curves.training_curves(history, describe_size(vars(cfg)))
     chart.save_png(Path(cfg.SAVED_IMAGES_DIR, "curves.png"))
 
 
@@ -162,7 +163,7 @@ def training_page(
 
     For the arguments see write_training_report.
     """
-    size = f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}"
+    size = describe_size(vars(cfg))
     count = len(scores["images"])
     worst = np.argsort([row["dice"] for row in scores["images"]], kind="stable")
     worst = worst[: cfg.GALLERY_MAX].tolist()
@@ -232,7 +233,7 @@ def _training_card(dataset: PairedDataset, scores: dict, index: int) -> Card:
     row = scores["images"][index]
     classes = dataset.reading.classes
     masks = scores["masks"]
-    photograph, truth = read_shown(dataset, index, THUMBNAIL, masks.size)
+    photograph, truth = read_shown(dataset, index, THUMBNAIL, masks.size(index))
     prediction = masks.resized(index, truth.shape)
     error = difference(photograph, truth, prediction, classes.ignore)
     share = classes.foreground(truth).mean()

@@ -225,7 +225,7 @@ def test_cache_reads_a_damaged_record_from_its_photograph(folders, damage, capsy
     open_dataset(folders)
     (path,) = cache_files(folders)
     content = bytearray(path.read_bytes())
-    size = 32 * 48 * 4 + 4
+    size = 32 * 48 * 4
     start = len(content) - 5 * size  # of record 3
     record = content[start : start + size]
     content[start : start + size] = {

@@ -549,7 +549,7 @@ class Batches(list):
         super().__init__(batches)
         self.dataset = range(images)
         self.batch_size = 2
-        self.sampler = SimpleNamespace()
+        self.sampler = SimpleNamespace(length=images)
         self.error = error
 
     def __iter__(self):

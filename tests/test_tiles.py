@@ -1,0 +1,147 @@
+"""A window that slides over pictures: what it computes, in evaluation and inference."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, picture_width_height, run_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from carvana.checkpoint import save_checkpoint
+from carvana.evaluation import check_accuracy
+from carvana.images import read_image
+from carvana.predicting import network_bands, network_logits, predict
+from carvana.tiles import picture_logits, tile_starts, tile_weights, tiled_bands
+from model import UNET
+from utils import load_model
+
+
+@given(
+    length=st.integers(1, 400),
+    side=st.integers(1, 200),
+    overlap=st.floats(0, 0.9),
+)
+def test_tiles_cover_a_picture_and_their_weights_add_up_to_one(length, side, overlap):
+    starts = tile_starts(length, side, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == max(0, length - side)
+    steps = np.diff(starts)
+    assert (steps > 0).all()
+    # Rounding to whole pixels may move a window by one.
+    assert (steps <= max(1, side * (1 - overlap)) + 1).all()
+    total = torch.zeros(length)
+    for start, weights in zip(starts, tile_weights(length, side, starts), strict=True):
+        assert (weights > 0).all()
+        total[start : start + side] += weights
+    assert torch.allclose(total, torch.ones(length), atol=1e-5)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    tile=st.integers(1, 40),
+    overlap=st.floats(0, 0.9),
+)
+def test_tiles_of_a_pixelwise_network_equal_the_whole(height, width, tile, overlap):
+    torch.manual_seed(0)
+    network = nn.Conv2d(3, 4, 1)
+    images = torch.rand(2, 3, height, width)
+    with torch.no_grad():
+        bands = list(tiled_bands(network, images, tile, overlap))
+        expected = network(images)
+    assert all(band.shape[2] for band in bands)
+    assert torch.allclose(torch.cat(bands, 2), expected, atol=1e-5)
+
+
+def test_tiles_count_most_at_their_center():
+    def at_column(windows):
+        """Return each window's first column's number, of pictures that hold their columns."""
+        return windows[:, :1, :, :1].expand(-1, -1, -1, windows.shape[3])
+
+    images = torch.arange(96.0).expand(1, 1, 8, 96)
+    logits = picture_logits(at_column, images, {"TILE": 32, "TILE_OVERLAP": 0.5})
+    row = logits[0, 0, 0]
+    assert row[0] == 0  # of the first window alone
+    assert row[-1] == 64
+    assert row[31] == pytest.approx(16, abs=1)  # the last of one, the center of the next
+    assert (row.diff() >= -1e-4).all()
+
+
+def own_size_model(folder, tile=64, features=(8, 16)):
+    """Write a checkpoint of a network for pictures at their own size; return its path."""
+    torch.manual_seed(1)
+    network = UNET(features=list(features))
+    constants = {"IMAGE_HEIGHT": 0, "IMAGE_WIDTH": 0, "TILE": tile, "TILE_OVERLAP": 0.25}
+    path = folder / "own.pth.tar"
+    config = TINY | constants | {"IN_CHANNELS": 3, "FEATURES": list(features)}
+    save_checkpoint({"state_dict": network.state_dict(), "config": config}, path)
+    return path
+
+
+def test_tiles_far_from_edges_agree_with_the_whole_picture():
+    torch.manual_seed(0)
+    network = UNET(features=[4]).eval()
+    images = torch.rand(1, 3, 96, 96)
+    with torch.no_grad():
+        whole = network(images)
+        tiled = picture_logits(network, images, {"TILE": 64, "TILE_OVERLAP": 0.9})
+    assert torch.allclose(tiled[..., 40:56, 40:56], whole[..., 40:56, 40:56], atol=0.2)
+    assert not torch.allclose(tiled, whole)
+
+
+def test_inference_at_own_size_gives_what_the_network_says_of_each_window(tmp_path):
+    model = load_model(own_size_model(tmp_path), "cpu")
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (100, 150, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    bands = list(network_bands(model, picture[None]))
+    assert len(bands) > 1
+    probability = predict(model, [picture, picture[:64, :64]])
+    assert [values.shape for values in probability] == [(100, 150), (64, 64)]
+    whole = UNET(features=[8, 16]).eval()
+    whole.load_state_dict(model.state_dict())
+    corner = torch.from_numpy(picture[:64, :64]).permute(2, 0, 1)[None].float() / 255
+    with torch.no_grad():
+        expected = torch.sigmoid(whole(corner))[0, 0]
+    assert np.allclose(probability[1], expected, atol=1e-5)
+    run_script(tmp_path, "inference.py", "--model", "own.pth.tar", "--img", "picture.png")
+    mask = read_image(tmp_path / "outputs/picture_mask.png", channels=1)[..., 0]
+    assert np.array_equal(mask > 127, probability[0] > 0.5)
+
+
+def test_inference_at_own_size_makes_cutouts_and_a_page(tmp_path):
+    own_size_model(tmp_path)
+    for number, size in enumerate([(70, 90), (130, 60)]):
+        picture = np.random.default_rng(number).integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / f"{number}.png")
+    words = ("--img", "0.png", "1.png", "--cutout", "--background", "white", "--gallery", "--tta")
+    printed = run_script(tmp_path, "inference.py", "--model", "own.pth.tar", *words).stdout
+    assert "at own size on cpu" in printed
+    logits = network_logits(
+        load_model(tmp_path / "own.pth.tar", "cpu"), read_image(tmp_path / "1.png")[None], tta=True
+    )
+    mask = read_image(tmp_path / "outputs/1_mask.png", channels=1)[..., 0]
+    assert np.array_equal(mask > 127, logits[0, 0] > 0)
+    assert picture_width_height(tmp_path / "outputs/1_cutout.png") == (60, 130)
+    assert (tmp_path / "outputs/index.html").exists()
+
+
+def test_evaluation_in_tiles_counts_blended_logits():
+    torch.manual_seed(0)
+    network = UNET(features=[4])
+    network.config = {"TILE": 32, "TILE_OVERLAP": 0.5, "PRECISION": "fp32"}
+    images = torch.rand(3, 3, 48, 80)
+    masks = (torch.rand(3, 48, 80) > 0.5).float()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, masks), 2)
+    scores = check_accuracy(loader, network, "cpu", F.binary_cross_entropy_with_logits)
+    with torch.no_grad():
+        logits = picture_logits(network.eval(), images, network.config)
+    predicted = (logits[:, 0] > 0).numpy()
+    for index in range(3):
+        assert np.array_equal(scores["masks"].mask(index), predicted[index])
+    loss = F.binary_cross_entropy_with_logits(logits, masks[:, None])
+    assert scores["loss"] == pytest.approx(loss.item(), abs=1e-5)
