@@ -18,15 +18,23 @@ RARE_SAMPLE = 64  # masks that this is measured on
 
 def print_epoch(row: Mapping[str, Any], cfg: SimpleNamespace) -> None:
     """Print a row of the history as one line."""
-    dice = f"Dice {row['dice']:.4f} at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}"
-    if row["full_dice"] is not None:
-        dice += f", {row['full_dice']:.4f} at full size"
+    size = f"{cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}"
+    dice = f"Dice {_at_both_sizes(row, 'dice', size)}"
+    if len(cfg.CLASSES) > 1:
+        dice += f"  data-set IoU {_at_both_sizes(row, 'set_iou', size)}"
     print(
         f"epoch {row['epoch']}/{cfg.NUM_EPOCHS}  train loss {row['train_loss']:.4f}  "
         f"val loss {row['val_loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
         f"1-Dice {row['one_minus_dice']:.4f}  {dice}  {row['seconds']:.0f} s  "
         f"{row['images_per_second']:.1f} images/s  {row['peak_memory_mb'] / 1000:.2f} GB"
     )
+
+
+def _at_both_sizes(row: Mapping[str, Any], name: str, size: str) -> str:
+    """Return a score of a row at the network's size, and at full size if it was measured there."""
+    text = f"{row[name]:.4f} at {size}"
+    full_score = row[f"full_{name}"]
+    return text if full_score is None else f"{text}, {full_score:.4f} at full size"
 
 
 def write_history(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
