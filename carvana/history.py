@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from carvana.balance import count_classes
 from carvana.errors import one_line
 from carvana.files import replacing
 
@@ -76,19 +77,17 @@ def warn_of_rare_classes(dataset: Any) -> None:
         dataset: a CarvanaDataset.
     """
     step = -(-len(dataset) // RARE_SAMPLE)
-    masks = [dataset.read_target(index) for index in range(0, len(dataset), step)]
+    sample = range(0, len(dataset), step)
     classes = dataset.reading.classes
-    known = sum(np.count_nonzero(mask != classes.ignore) for mask in masks)
-    rare = []
-    for index, name in enumerate(classes.names):
-        if classes.single:
-            share = np.mean([mask.mean() / 255 for mask in masks])
-        else:
-            share = sum(np.count_nonzero(mask == index) for mask in masks) / max(known, 1)
-        if share < RARE:
-            rare.append(f"{one_line(name)}: {100 * share:.2f} %")
+    shares = count_classes(dataset, sample).shares()[-len(classes.names) :]
+    rare = [
+        f"{one_line(name)}: {100 * share:.2f} %"
+        for name, share in zip(classes.names, shares, strict=True)
+        if share < RARE
+    ]
+    remedy = "a POSITIVE_WEIGHT over 1" if classes.single else "CLASS_WEIGHTS inverse_sqrt"
     if rare:
         print(
-            f"{', '.join(rare)} of the pixels of {len(masks)} training masks; where few pixels "
-            "count, try LOSS dice or bce_dice, or a POSITIVE_WEIGHT over 1"
+            f"{', '.join(rare)} of the pixels of {len(sample)} training masks; where few pixels "
+            f"count, try LOSS dice or bce_dice, or {remedy}"
         )

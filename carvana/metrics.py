@@ -151,7 +151,7 @@ def set_scores(matrices: torch.Tensor, classes: Classes) -> dict[str, float]:
 
     They are those of one image with the sum of all confusion matrices: of a single class the
     foreground's, of several the mean over the classes that are in the set's truth or prediction.
-    For the IoU that is the mean IoU of Long et al., 2015, arXiv:1411.4038, section 5.
+    For the IoU that is the mean IoU of Long et al., 2015, arXiv:1411.4038.
     """
     whole = matrices.sum(0, keepdim=True)
     return {f"set_{name}": image_scores(whole, name, classes).item() for name in SET_SCORE_NAMES}
