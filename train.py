@@ -251,7 +251,7 @@ class Trainer:
             f"images at {cfg.IMAGE_HEIGHT}x{cfg.IMAGE_WIDTH}; {self.parameters / 1e6:.2f} M "
             f"parameters on {self.device}, {str(self.dtype).removeprefix('torch.')}"
         )
-        if cfg.CLASS_WEIGHTS == "none":  # its remedy
+        if cfg.CLASS_WEIGHTS == "none":  # the remedy that it names
             history.warn_of_rare_classes(self.train_loader.dataset)
 
     def resume(self) -> bool:
