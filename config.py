@@ -16,6 +16,7 @@ from carvana.schema import (
     ChannelMeans,
     ChannelStds,
     ClassNames,
+    ClassWeights,
     Count,
     FilePath,
     Fraction,
@@ -150,6 +151,10 @@ LOSS: Literal["bce", "dice", "bce_dice", "edge"] = "bce"
 # weight of a pixel of car (or of any class but the first) in bce and bce_dice; raise it where
 # such pixels are few
 POSITIVE_WEIGHT: Annotated[float, Range(0.01, 10_000.0)] = 1.0
+# weight of each of several classes in any LOSS: a list such as 1 2 5, or by the pixels of the
+# training masks, median_frequency (the strongest, up to 50) or inverse_sqrt; it leaves no place for
+# POSITIVE_WEIGHT, which is the weight of one class, where the rest is 1
+CLASS_WEIGHTS: ClassWeights = "none"
 CLIP_GRADIENT: Annotated[float, Range(0.0, 1e6)] = 0.0  # largest gradient norm; 0: no limit
 # decay of the weights' moving average, which is evaluated and saved, such as 0.99; 0: no average
 EMA: Annotated[float, Range(0.0, 0.99999)] = 0.0

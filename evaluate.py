@@ -103,10 +103,15 @@ def print_scores(scores: dict[str, Any]) -> None:
     """Print the scores at both resolutions, those of each class, and the worst images."""
     count = len(scores["images"])
     print(f"{count} images       network's {scores['size']}   photographs' own size")
+    print("means over images")
     first_image = scores["images"][0]
     for name in (name for name in first_image if f"full_{name}" in first_image):
         print(f"{name:10} {scores[name]:22.6f} {scores['full_' + name]:23.6f}")
     print(f"{'1 - dice':10} {1 - scores['dice']:22.6f} {1 - scores['full_dice']:23.6f}")
+    over_classes = ", means over the classes" if "classes" in scores else ""
+    print(f"of all pixels together{over_classes}")
+    for label, name in (("set dice", "set_dice"), ("set iou", "set_iou")):
+        print(f"{label:10} {scores[name]:22.6f} {scores['full_' + name]:23.6f}")
     print(
         f"mean distance of the outlines {scores['full_boundary']:27.2f} pixels "
         "(average symmetric surface distance)"
@@ -114,16 +119,24 @@ def print_scores(scores: dict[str, Any]) -> None:
     print(
         f"1 - dice, ignoring errors within 2 pixels of the true outline {scores['full_beyond']:.6f}"
     )
-    for name, values in scores.get("full_classes", {}).items():
-        text = "in no image"
-        if values["dice"] is not None:
-            text = (
-                f"Dice {values['dice']:.4f}  IoU {values['iou']:.4f} at the photographs' own size"
-            )
-        print(f"  {one_line(name):20} {text}")
+    if "full_classes" in scores:
+        _print_classes(scores["full_classes"])
     print("\nworst by full-size Dice")
     for row in sorted(scores["images"], key=lambda row: row["full_dice"])[:WORST]:
         print(f"  {row['full_dice']:.4f}  {one_line(row['name'])}")
+
+
+def _print_classes(classes: dict[str, dict[str, float | None]]) -> None:
+    """Print the scores of each class at the photographs' own size."""
+    print("each class at the photographs' own size, as a mean over its images and of all pixels")
+    for name, values in classes.items():
+        text = "in no image, left out of the means"
+        if values["dice"] is not None:
+            text = (
+                f"Dice {values['dice']:.4f}  IoU {values['iou']:.4f}  "
+                f"set Dice {values['set_dice']:.4f}  set IoU {values['set_iou']:.4f}"
+            )
+        print(f"  {one_line(name):20} {text}")
 
 
 if __name__ == "__main__":

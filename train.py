@@ -28,6 +28,7 @@ from torch import nn
 
 from carvana import checkpoint, distributed, history, optim, reports, tensorboard
 from carvana.augmentation import Augmentation, train_transform, val_transform
+from carvana.balance import class_weights
 from carvana.batchnorm import BatchNormKeeper, settle_batchnorm
 from carvana.byproducts import Byproducts
 from carvana.classes import Classes
@@ -163,7 +164,8 @@ class Trainer:
         self.model = self.make_model()
         self.ema_model = copy.deepcopy(self.model) if cfg.EMA else None
         self.eval_model = self.ema_model or self.model  # whose weights are scored and kept
-        self.loss_fn = make_loss(cfg.LOSS, self.classes, cfg.POSITIVE_WEIGHT)
+        weights = class_weights(cfg.CLASS_WEIGHTS, self.train_loader.dataset)
+        self.loss_fn = make_loss(cfg.LOSS, self.classes, cfg.POSITIVE_WEIGHT, weights)
         # LEARNING_RATE only sets it up; learning_rate_at() decides at each step.
         self.optimizer = optim.make_optimizer(
             cfg.OPTIMIZER, self.model.parameters(), cfg.LEARNING_RATE, device, cfg.WEIGHT_DECAY
@@ -256,7 +258,8 @@ class Trainer:
             f"{self.parameters / 1e6:.2f} M parameters on {self.device}, "
             f"{str(self.dtype).removeprefix('torch.')}"
         )
-        history.warn_of_rare_classes(self.train_loader.dataset)
+        if cfg.CLASS_WEIGHTS == "none":  # the remedy that it names
+            history.warn_of_rare_classes(self.train_loader.dataset)
 
     def resume(self) -> bool:
         """Continue from CHECKPOINT_FILE if asked to, or after a restart by torchrun."""

@@ -23,10 +23,11 @@ from carvana.files import replacing, write_image
 from carvana.images import Size
 from carvana.interrupts import Signals
 from carvana.metrics import (
-    class_means,
     confusion_matrices,
     image_scores,
     score_rows,
+    scores_by_class,
+    set_scores,
 )
 from carvana.model_config import logit_threshold, model_classes, model_config
 from carvana.predicting import predict_mask, upsample
@@ -115,10 +116,12 @@ def check_accuracy(  # noqa: PLR0913 (the tutorials' own signature, and keywords
 
     Returns:
         "dice", "iou", "accuracy", "precision", "recall": means over images at the network's
-        resolution. "foreground": the predicted share of all pixels. "images": a dict of scores
-        per image. "masks": PredictedMasks. "size": that resolution, in words. For several classes
-        an image's scores are means over the classes in its truth or prediction; "classes" (Dice
-        and IoU of each) and "confusion" (pixels by true and predicted class) come on top.
+        resolution. "set_dice", "set_iou": of all pixels of the set together
+        (metrics.set_scores). "foreground": the predicted share of all pixels. "images": a dict
+        of scores per image. "masks": PredictedMasks. "size": that resolution, in words. For
+        several classes an image's scores are means over the classes in its truth or prediction;
+        "classes" (metrics.scores_by_class) and "confusion" (pixels by true and predicted class)
+        come on top.
     """
     measures = Measures(loss_fn, full_size, outlines, at_least, signals)
     with _evaluating(model, device):
@@ -267,6 +270,10 @@ class Evaluation:
         """Return what check_accuracy returns."""
         rows = self._rows()
         result = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        result |= set_scores(self.matrices, self.classes)
+        if self.measures.full_size:
+            full_scores = set_scores(self.full_matrices, self.classes)
+            result |= {f"full_{name}": value for name, value in full_scores.items()}
         foreground = self.matrices[:, :, 1:].sum().item()
         result["foreground"] = foreground / max(self.matrices.sum().item(), 1)
         if not self.classes.single:
@@ -293,11 +300,11 @@ class Evaluation:
     def _class_scores(self) -> dict[str, Any]:
         """Return the scores of each class, and the confusion matrix."""
         scores = {
-            "classes": class_means(self.matrices, self.classes),
+            "classes": scores_by_class(self.matrices, self.classes),
             "confusion": self.matrices.sum(0).tolist(),
         }
         if self.measures.full_size:
-            scores["full_classes"] = class_means(self.full_matrices, self.classes)
+            scores["full_classes"] = scores_by_class(self.full_matrices, self.classes)
             scores["full_confusion"] = self.full_matrices.sum(0).tolist()
         return scores
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from carvana.balance import count_classes
 from carvana.errors import one_line
 from carvana.files import replacing
 from carvana.model_config import describe_size
@@ -19,15 +20,23 @@ RARE_SAMPLE = 64  # masks that this is measured on
 
 def print_epoch(row: Mapping[str, Any], cfg: SimpleNamespace) -> None:
     """Print a row of the history as one line."""
-    dice = f"Dice {row['dice']:.4f} at {describe_size(vars(cfg))}"
-    if row["full_dice"] is not None:
-        dice += f", {row['full_dice']:.4f} at full size"
+    size = describe_size(vars(cfg))
+    dice = f"Dice {_at_both_sizes(row, 'dice', size)}"
+    if len(cfg.CLASSES) > 1:
+        dice += f"  data-set IoU {_at_both_sizes(row, 'set_iou', size)}"
     print(
         f"epoch {row['epoch']}/{cfg.NUM_EPOCHS}  train loss {row['train_loss']:.4f}  "
         f"val loss {row['val_loss']:.4f}  accuracy {100 * row['accuracy']:.2f} %  "
         f"1-Dice {row['one_minus_dice']:.4f}  {dice}  {row['seconds']:.0f} s  "
         f"{row['images_per_second']:.1f} images/s  {row['peak_memory_mb'] / 1000:.2f} GB"
     )
+
+
+def _at_both_sizes(row: Mapping[str, Any], name: str, size: str) -> str:
+    """Return a score of a row at the network's size, and at full size if it was measured there."""
+    text = f"{row[name]:.4f} at {size}"
+    full_score = row[f"full_{name}"]
+    return text if full_score is None else f"{text}, {full_score:.4f} at full size"
 
 
 def write_history(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -69,19 +78,17 @@ def warn_of_rare_classes(dataset: Any) -> None:
         dataset: a CarvanaDataset.
     """
     step = -(-len(dataset) // RARE_SAMPLE)
-    masks = [dataset.read_target(index) for index in range(0, len(dataset), step)]
+    sample = range(0, len(dataset), step)
     classes = dataset.reading.classes
-    known = sum(np.count_nonzero(mask != classes.ignore) for mask in masks)
-    rare = []
-    for index, name in enumerate(classes.names):
-        if classes.single:
-            share = np.mean([mask.mean() / 255 for mask in masks])
-        else:
-            share = sum(np.count_nonzero(mask == index) for mask in masks) / max(known, 1)
-        if share < RARE:
-            rare.append(f"{one_line(name)}: {100 * share:.2f} %")
+    shares = count_classes(dataset, sample).shares()[-len(classes.names) :]
+    rare = [
+        f"{one_line(name)}: {100 * share:.2f} %"
+        for name, share in zip(classes.names, shares, strict=True)
+        if share < RARE
+    ]
+    remedy = "a POSITIVE_WEIGHT over 1" if classes.single else "CLASS_WEIGHTS inverse_sqrt"
     if rare:
         print(
-            f"{', '.join(rare)} of the pixels of {len(masks)} training masks; where few pixels "
-            "count, try LOSS dice or bce_dice, or a POSITIVE_WEIGHT over 1"
+            f"{', '.join(rare)} of the pixels of {len(sample)} training masks; where few pixels "
+            f"count, try LOSS dice or bce_dice, or {remedy}"
         )

@@ -13,24 +13,32 @@ from carvana.classes import SINGLE, Classes
 
 EDGE_WEIGHT = 4.0  # of the edge loss: the weight of a pixel at an outline is 1 + this
 EDGE_REACH = 1 / 32  # how far from the outline that goes, as a share of the height
+Weights = tuple[float, ...]  # one a class
 
 
-def make_loss(name: str, classes: Classes = SINGLE, positive_weight: float = 1.0) -> Callable:
+def make_loss(
+    name: str,
+    classes: Classes = SINGLE,
+    positive_weight: float = 1.0,
+    class_weights: Weights | None = None,
+) -> Callable:
     """Return loss_fn(logits, masks) -> mean loss.
 
     Args:
         name: "bce", "dice", "bce_dice" or "edge".
         positive_weight: of foreground, or of all classes but the first, in bce and bce_dice.
+        class_weights: of each of several classes, in place of it and in every loss.
     """
+    entropy_weights = class_weights or (1.0,) + (positive_weight,) * (classes.count - 1)
     cross_entropy = functools.partial(
-        weighted_cross_entropy, classes=classes, positive_weight=positive_weight
+        weighted_cross_entropy, classes=classes, weights=entropy_weights
     )
-    dice = functools.partial(dice_loss, classes=classes)
+    dice = functools.partial(dice_loss, classes=classes, weights=class_weights)
     losses = {
         "bce": cross_entropy,
         "dice": dice,
         "bce_dice": functools.partial(_sum_of, losses=(cross_entropy, dice)),
-        "edge": functools.partial(edge_loss, classes=classes),
+        "edge": functools.partial(edge_loss, classes=classes, weights=class_weights),
     }
     return losses[name]
 
@@ -40,25 +48,39 @@ def _sum_of(logits: torch.Tensor, masks: torch.Tensor, losses: tuple) -> torch.T
 
 
 def weighted_cross_entropy(
-    logits: torch.Tensor, masks: torch.Tensor, classes: Classes, positive_weight: float
+    logits: torch.Tensor, masks: torch.Tensor, classes: Classes, weights: Weights
 ) -> torch.Tensor:
-    """Return the mean cross entropy over known pixels, binary for a single class."""
+    """Return the mean cross entropy over known pixels, binary for a single class.
+
+    Of several classes it is the weighted mean: pixels have the weight of their true class, and
+    the sum is divided by that of the weights.
+
+    Args:
+        weights: of each class; of a single one 1 and that of foreground.
+    """
     if classes.single:
         weight = None
-        if positive_weight != 1:
-            weight = _weights((positive_weight,), logits.device)
+        if weights[1] != 1:
+            weight = _weights(weights[1:], logits.device)
         return F.binary_cross_entropy_with_logits(logits, masks, pos_weight=weight)
-    count = classes.count
-    weight = _weights((1.0,) + (positive_weight,) * (count - 1), logits.device)
+    weight = _weights(weights, logits.device)
     total = F.cross_entropy(logits, masks, weight, ignore_index=classes.ignore, reduction="sum")
-    known_weight = torch.where(
-        masks == classes.ignore, 0.0, weight[masks.clamp(max=count - 1)]
-    ).sum()
-    return total / known_weight.clamp(min=1)  # 0, not nan, where every pixel is ignored
+    return _divide(total, pixel_weights(masks, classes, weights))
+
+
+def _divide(total: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Return total / sum of the weights; 0, not nan, where every pixel is ignored."""
+    return total / weights.sum().clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def pixel_weights(masks: torch.Tensor, classes: Classes, weights: Weights) -> torch.Tensor:
+    """Return the weight of each pixel's class, float32 (B, H, W); 0 for ignored pixels."""
+    known = masks.clamp(max=classes.count - 1)
+    return torch.where(masks == classes.ignore, 0.0, _weights(weights, masks.device)[known])
 
 
 @functools.lru_cache
-def _weights(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+def _weights(values: Weights, device: torch.device) -> torch.Tensor:
     return torch.tensor(values, device=device)
 
 
@@ -67,15 +89,20 @@ def one_hot(masks: torch.Tensor, classes: Classes) -> torch.Tensor:
     return torch.stack([masks == index for index in range(classes.count)], 1).float()
 
 
-def dice_loss(logits: torch.Tensor, masks: torch.Tensor, classes: Classes) -> torch.Tensor:
+def dice_loss(
+    logits: torch.Tensor, masks: torch.Tensor, classes: Classes, weights: Weights | None = None
+) -> torch.Tensor:
     """Return soft_dice_loss of the probabilities; ignored pixels do not count."""
     if classes.single:
         return soft_dice_loss(torch.sigmoid(logits), masks)
     known = (masks != classes.ignore).unsqueeze(1)
-    return soft_dice_loss(torch.softmax(logits, 1) * known, one_hot(masks, classes))
+    probabilities = torch.softmax(logits, 1) * known
+    return soft_dice_loss(probabilities, one_hot(masks, classes), weights)
 
 
-def soft_dice_loss(probabilities: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+def soft_dice_loss(
+    probabilities: torch.Tensor, masks: torch.Tensor, weights: Weights | None = None
+) -> torch.Tensor:
     """Return 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1), a mean over images and classes.
 
     Milletari et al., V-Net, 2016, arXiv:1606.04797, with the sums of Sudre et al., 2017,
@@ -83,31 +110,44 @@ def soft_dice_loss(probabilities: torch.Tensor, masks: torch.Tensor) -> torch.Te
 
     Args:
         probabilities, masks: float (B, C, H, W).
+        weights: of the classes in that mean; None: all alike.
     """
     p = probabilities.flatten(2)
     t = masks.flatten(2)
-    return (1 - (2 * (p * t).sum(2) + 1) / (p.sum(2) + t.sum(2) + 1)).mean()
+    losses = 1 - (2 * (p * t).sum(2) + 1) / (p.sum(2) + t.sum(2) + 1)
+    if weights is None:
+        return losses.mean()
+    return (losses * _weights(weights, losses.device)).sum(1).mean() / sum(weights)
 
 
-def edge_loss(logits: torch.Tensor, masks: torch.Tensor, classes: Classes = SINGLE) -> torch.Tensor:
+def edge_loss(
+    logits: torch.Tensor,
+    masks: torch.Tensor,
+    classes: Classes = SINGLE,
+    weights: Weights | None = None,
+) -> torch.Tensor:
     """Return cross entropy with each pixel weighted by 1 + EDGE_WEIGHT * 4 m (1 - m).
 
     m is the mask's mean around the pixel; the sum is divided by that of the weights. After the
     border weights of Ronneberger et al., 2015, arXiv:1505.04597, equation 2, by a mean instead of
     a distance. For several classes 2 (1 - sum of m * m over the classes) replaces 4 m (1 - m),
     which it equals for two, and the means are over known pixels.
+
+    Args:
+        weights: of several classes, by which those of their pixels are multiplied.
     """
     reach = max(1, round(EDGE_REACH * masks.shape[-2]))
     if classes.single:
         m = means_in_squares(masks, reach)
-        weights = 1 + EDGE_WEIGHT * 4 * m * (1 - m)
-        return F.binary_cross_entropy_with_logits(logits, masks, weights / weights.mean())
+        pixels = 1 + EDGE_WEIGHT * 4 * m * (1 - m)
+        return F.binary_cross_entropy_with_logits(logits, masks, pixels / pixels.mean())
     m = means_in_squares(one_hot(masks, classes), reach)  # of all pixels: 0 for ignored ones
     known = _known_shares(m, reach)
     edges = 2 * (1 - m.square().sum(1) / known.square())
-    weights = (1 + EDGE_WEIGHT * edges) * (masks != classes.ignore)
+    equal = (1.0,) * classes.count
+    pixels = (1 + EDGE_WEIGHT * edges) * pixel_weights(masks, classes, weights or equal)
     entropy = F.cross_entropy(logits, masks, ignore_index=classes.ignore, reduction="none")
-    return (entropy * weights).sum() / weights.sum().clamp(min=1)
+    return _divide((entropy * pixels).sum(), pixels)
 
 
 def _known_shares(m: torch.Tensor, reach: int) -> torch.Tensor:

@@ -108,6 +108,7 @@ def accuracy(matrices: torch.Tensor) -> torch.Tensor:
 
 CLASS_SCORES = {"dice": dice, "iou": iou, "precision": precision, "recall": recall}
 SCORE_NAMES = ("dice", "iou", "accuracy", "precision", "recall")
+SET_SCORE_NAMES = ("dice", "iou")  # that are also measured of all pixels of a data set together
 
 
 def class_scores(matrices: torch.Tensor, score: Callable) -> torch.Tensor:
@@ -145,15 +146,31 @@ def score_rows(matrices: torch.Tensor, classes: Classes) -> list[dict[str, float
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def class_means(matrices: torch.Tensor, classes: Classes) -> dict[str, dict[str, float | None]]:
-    """Return {class: {"dice", "iou"}}, means over the images where it is; None if in none."""
-    means = {
-        name: class_scores(matrices, CLASS_SCORES[name]).nanmean(0).tolist()
-        for name in ("dice", "iou")
-    }
+def set_scores(matrices: torch.Tensor, classes: Classes) -> dict[str, float]:
+    """Return {"set_dice", "set_iou"}: scores of all pixels of a data set together.
+
+    They are those of one image with the sum of all confusion matrices: of a single class the
+    foreground's, of several the mean over the classes that are in the set's truth or prediction.
+    For the IoU that is the mean IoU of Long et al., 2015, arXiv:1411.4038.
+    """
+    whole = matrices.sum(0, keepdim=True)
+    return {f"set_{name}": image_scores(whole, name, classes).item() for name in SET_SCORE_NAMES}
+
+
+def scores_by_class(matrices: torch.Tensor, classes: Classes) -> dict[str, dict[str, float | None]]:
+    """Return {class: {"dice", "iou", "set_dice", "set_iou"}}; None for a class that is in no image.
+
+    The first two are means over the images where the class is, the others of all pixels together.
+    """
+    whole = matrices.sum(0, keepdim=True)
+    columns = {}
+    for name in SET_SCORE_NAMES:
+        score = CLASS_SCORES[name]
+        columns[name] = class_scores(matrices, score).nanmean(0).tolist()
+        columns[f"set_{name}"] = class_scores(whole, score)[0].tolist()
     return {
         label: {
-            name: None if math.isnan(values[i]) else values[i] for name, values in means.items()
+            name: None if math.isnan(values[i]) else values[i] for name, values in columns.items()
         }
         for i, label in enumerate(classes.names)
     }

@@ -272,6 +272,8 @@ def resolve(
     if not problems:
         faults = size_faults(values) + channel_faults(values) + class_faults(values)
         faults += _regex_faults(values) + _scale_faults(values)
+        if "CLASS_WEIGHTS" in given:  # not of scripts that do not train, and name other CLASSES
+            faults += _weight_faults(values)
         problems = [_by_option(fault, given) for fault in faults]
     if problems:
         raise UserError(one_line("; ".join(problems)))
@@ -295,6 +297,29 @@ def _scale_faults(constants: dict[str, Any]) -> list[str]:
         return []
     shown = " ".join(map(str, scale))
     return [f"OBJECT_SCALE: expected two shares, the smaller one first, found {shown}"]
+
+
+def _weight_faults(constants: dict[str, Any]) -> list[str]:
+    """Return what is wrong with CLASS_WEIGHTS, in words."""
+    weights = constants["CLASS_WEIGHTS"]
+    if weights == "none":
+        return []
+    classes = len(constants["CLASSES"])
+    if classes == 1:
+        return [
+            "CLASS_WEIGHTS: expected none with one class; its weight is POSITIVE_WEIGHT, such as "
+            "--positive-weight 3"
+        ]
+    if isinstance(weights, list) and len(weights) != classes:
+        return [
+            f"CLASS_WEIGHTS: expected a weight for each of {classes} classes, found {len(weights)}"
+        ]
+    if constants["POSITIVE_WEIGHT"] != 1:
+        return [
+            "POSITIVE_WEIGHT: expected 1 with CLASS_WEIGHTS, which holds the weights of all "
+            f"classes, found {constants['POSITIVE_WEIGHT']:g}"
+        ]
+    return []
 
 
 def _by_option(fault: str, given: dict[str, Any]) -> str:

@@ -46,6 +46,12 @@ SMALL_THUMBNAIL = 160  # pixels high, in the page of a data set
 CONTACT_SHEET = 24  # pictures
 MAX_ROWS = 200  # of a table of oddities or duplicates
 LAST = 1e9  # sorts a card without a value behind all others
+SHOWN_SCORES = {  # of check_accuracy, of all classes and of each
+    "dice": "Dice, mean over images",
+    "iou": "IoU, mean over images",
+    "set_dice": "Dice of all pixels together",
+    "set_iou": "IoU of all pixels together",
+}
 
 
 @dataclass(frozen=True)
@@ -181,6 +187,7 @@ def training_page(
         f"{cfg.NUM_EPOCHS} epochs",
         intro=f"{intro}.",
         curves=Markup(curves.training_curves(history, size).to_svg()),
+        **_score_table(scores, size),
         color_key=color_key(dataset.reading.classes),
         cards=list(map_in_threads(draw_card, worst, "drawing the page", " images")),
         orders=[
@@ -201,23 +208,34 @@ def _constant_text(value: Any) -> str:
     return str(value)
 
 
+def _score_table(scores: dict, size: str) -> dict[str, list]:
+    """Return rows and heads of the table of scores."""
+    prefixes = {"": f"at {size}"}
+    if "full_dice" in scores:
+        prefixes["full_"] = "at full size"
+    rows = []
+    for key, label in SHOWN_SCORES.items():
+        values = [scores[prefix + key] for prefix in prefixes]
+        rows.append([label, *map(_score_text, values)])
+    return {"score_rows": rows, "score_heads": ["", *prefixes.values()]}
+
+
 def _class_tables(scores: dict, size: str) -> dict[str, list]:
     """Return rows and heads of the tables of classes and of confusions."""
-    kinds = ["classes"]
-    heads = ["class", f"Dice at {size}", "IoU"]
+    kinds = {"classes": f"at {size}"}
     if "full_classes" in scores:
-        kinds.append("full_classes")
-        heads += ["Dice at full size", "IoU"]
+        kinds["full_classes"] = "at full size"
+    heads = [f"{label} {place}" for place in kinds.values() for label in SHOWN_SCORES.values()]
     class_rows = []
     for name in scores["classes"]:
-        values = [scores[kind][name][score] for kind in kinds for score in ("dice", "iou")]
+        values = [scores[kind][name][key] for kind in kinds for key in SHOWN_SCORES]
         class_rows.append([name, *map(_score_text, values)])
     confusion_rows = []
     for name, pixels in zip(scores["classes"], scores["confusion"], strict=True):
         confusion_rows.append([name, *(f"{count / 1e6:.3f}" for count in pixels)])
     return {
         "class_rows": class_rows,
-        "class_heads": heads,
+        "class_heads": ["class", *heads],
         "confusion_rows": confusion_rows,
         "confusion_heads": ["", *scores["classes"]],
     }

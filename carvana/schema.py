@@ -3,8 +3,9 @@
 import re
 import reprlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args, get_origin
+from dataclasses import dataclass, replace
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from carvana.errors import one_line
 
@@ -71,6 +72,9 @@ ImageLevels = Annotated[int, Range(255, 65535, "levels")]
 Megapixels = Annotated[int, Range(1, 10_000)]
 ScaleRange = list[Annotated[float, Range(0.05, 4.0, "of the frame")]]
 PixelBlock = Annotated[int, Range(1, 8, "pixels")]
+ClassWeights = (
+    Literal["none", "median_frequency", "inverse_sqrt"] | list[Annotated[float, Range(1e-3, 1e4)]]
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class ValueType:
     may_be_empty: bool = False
     choices: tuple = ()
     limit: Range | Pattern | None = None
+    words: tuple[str, ...] = ()  # that can stand in place of a list
 
     @property
     def allowed(self) -> str:
@@ -94,12 +99,20 @@ class ValueType:
 
     def __str__(self) -> str:
         text = f"list of {self.allowed}" if self.is_list else self.allowed
+        if self.words:
+            text = f"{' | '.join(self.words)}, or a {text}"
         return f"{text}, or empty" if self.may_be_empty else text
 
 
 def parse_annotation(annotation: Any) -> ValueType:
-    """Take an annotation apart: int, Literal[...], list[...], Annotated[..., Range(...)]."""
+    """Take an annotation apart: int, Literal[...], list[...], Annotated[..., Range(...)].
+
+    Literal[...] | list[...] is a list, or one of these words in its place.
+    """
     marks: Sequence[Any] = ()
+    if get_origin(annotation) in (Union, UnionType):
+        words, items = get_args(annotation)
+        return replace(parse_annotation(items), words=get_args(words))
     if get_origin(annotation) is Annotated:
         annotation, *marks = get_args(annotation)
     if get_origin(annotation) is list:
@@ -129,6 +142,8 @@ def plain_annotation(value: Any) -> Any:
 def parse(words: str | list[str], expected: ValueType) -> Any:
     """Turn words of the command line into a value, or leave them as they are for check()."""
     if isinstance(words, list):
+        if len(words) == 1 and words[0] in expected.words:
+            return words[0]
         return [parse(word, expected) for word in words]
     if expected.kind is bool:
         return {"true": True, "false": False}.get(words.lower(), words)
@@ -144,11 +159,22 @@ def check(value: Any, expected: ValueType) -> Any:
     Raises:
         ValueError: what was expected and what was found.
     """
+    if expected.words:
+        return _check_words_or_list(value, expected)
     if not expected.is_list:
         return _check_item(value, expected)
     if not isinstance(value, list | tuple) or not (value or expected.may_be_empty):
         raise ValueError(f"expected a list, found {short(value)}")
     return [_check_item(item, expected) for item in value]
+
+
+def _check_words_or_list(value: Any, expected: ValueType) -> Any:
+    if isinstance(value, str) and value in expected.words:
+        return value
+    try:
+        return check(value, replace(expected, words=()))
+    except ValueError as error:
+        raise ValueError(f"expected {expected}, found {short(value)}") from error
 
 
 def _check_item(value: Any, expected: ValueType) -> Any:

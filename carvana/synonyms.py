@@ -57,7 +57,8 @@ SYNONYMS = {
     ],
     "--early-stopping --early-stop": ["--patience EPOCHS"],
     "--criterion --loss-fn --loss-function": ["--loss bce (or dice, bce_dice, edge)"],
-    "--pos-weight --class-weights": ["--positive-weight W"],
+    "--pos-weight": ["--positive-weight W"],
+    "--class-weight --weight-classes --loss-weights": ["--class-weights W W ..., one a class"],
     "--augment --augmentation --aug --transforms": [
         "--rotate, --horizontal-flip, --vertical-flip, --scale-jitter and --color-jitter"
     ],

@@ -74,6 +74,15 @@ TRAIN = [  # options of train.py, message
     ),
     ("--object-scale 1.2 0.35", r"--object-scale: expected two shares, the smaller one first"),
     ("--object-scale 0.5", r"--object-scale: expected two shares, .*, found 0.5"),
+    (
+        "--class-weights median",
+        r"--class-weights: expected none \| median_frequency \| inverse_sqrt, or a list of "
+        r"0.001..10000.0, found \['median'\]",
+    ),
+    ("--classes a b --class-weights 1 0", r"or a list of 0.001..10000.0, found \[1.0, 0.0\]"),
+    ("--classes a b --class-weights 1 nan", r"found \[1.0, nan\]"),
+    ("--classes a b --class-weights 1 none", r"found \[1.0, 'none'\]"),
+    ("--class-weight 3", r"no --class-weight; use --class-weights W W ..., one a class"),
     ("--jpeg-quality 0", r"--jpeg-quality: expected 1..100, found 0"),
     (
         "--batch-size 65536 --image-height 16384 --image-width 16384",

@@ -99,6 +99,9 @@ def test_a_step_keeps_its_tensors_on_the_gpu(fake_gpu, precision, half, names):
     for name in ("bce", "dice", "bce_dice", "edge"):
         loss = losses.make_loss(name, classes, positive_weight=2.0)(logits.float(), masks)
         assert loss.device.type == "cuda" and loss.dtype == torch.float32 and loss.shape == ()
+        if not classes.single:
+            weigh = losses.make_loss(name, classes, class_weights=(1.0, 2.0, 3.0))
+            assert weigh(logits.float(), masks).device.type == "cuda"
 
 
 def test_random_states_of_other_gpus_are_left_alone(monkeypatch):

@@ -130,6 +130,72 @@ def test_edge_loss_of_two_classes_is_the_binary_one():
     assert two_classes == pytest.approx(binary, rel=1e-4)
 
 
+def naive_weighted_losses(logits, masks, weights):
+    """Return each loss of three classes by its formula, pixel by pixel, in float64."""
+    logits = logits.double()
+    w = torch.tensor(weights, dtype=torch.float64)
+    known = masks != THREE.ignore
+    of_pixels = torch.where(known, w[masks.clamp(max=2)], 0.0)
+    log_p = torch.log_softmax(logits, 1)
+    entropy = -log_p.gather(1, masks.clamp(max=2)[:, None])[:, 0]
+    edges = torch.stack([edge_weights(mask, THREE) for mask in masks]) * of_pixels
+    bce = (entropy * of_pixels).sum() / of_pixels.sum()
+    dice = 0.0
+    for i in range(len(masks)):
+        for index in range(3):
+            p = log_p[i, index].exp()[known[i]]
+            t = (masks[i] == index)[known[i]]
+            value = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+            dice += w[index] * value / w.sum() / len(masks)
+    edge = (entropy * edges).sum() / edges.sum()
+    return {"bce": bce, "dice": dice, "bce_dice": bce + dice, "edge": edge}
+
+
+@pytest.mark.parametrize("weights", [(1.0, 2.0, 5.0), (0.02, 50.0, 1.0), (1e-3, 1e-3, 2e-3)])
+def test_class_loss_weighs_each_class(weights):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 8, 12)
+    masks = torch.randint(0, 3, (2, 8, 12))
+    masks[0, :2] = THREE.ignore
+    for name, expected in naive_weighted_losses(logits, masks, weights).items():
+        loss = make_loss(name, THREE, class_weights=weights)(logits, masks)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-5), name
+    expected = F.cross_entropy(logits, masks, torch.tensor(weights), ignore_index=255)
+    loss = make_loss("bce", THREE, class_weights=weights)(logits, masks)
+    assert loss.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equal_class_weights_are_no_weights(name):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 24, 36)
+    masks = torch.from_numpy(np.stack([class_indices(1), class_indices(2)])).long()
+    expected = make_loss(name, THREE)(logits, masks)
+    ones = make_loss(name, THREE, class_weights=(1.0, 1.0, 1.0))(logits, masks)
+    sevens = make_loss(name, THREE, class_weights=(7.0, 7.0, 7.0))(logits, masks)
+    if name != "bce":  # a weighted mean is summed in another order
+        expected = pytest.approx(expected.item(), rel=1e-6)
+    assert ones == expected
+    assert sevens.item() == pytest.approx(ones.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_class_weights_do_not_depend_on_what_is_ignored(name):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 24, 36, requires_grad=True)
+    masks = torch.from_numpy(np.stack([class_indices(1), class_indices(2)])).long()
+    loss = make_loss(name, THREE, class_weights=(0.1, 3.0, 9.0))
+    loss(logits, masks).backward()
+    gradients = logits.grad.abs().sum(1)
+    assert gradients[masks == THREE.ignore].max() == 0
+    assert gradients[masks != THREE.ignore].min() > 0
+    logits.grad = None
+    nothing = loss(logits, torch.full_like(masks, THREE.ignore))
+    nothing.backward()
+    assert nothing.item() == pytest.approx(0, abs=1e-6)
+    assert logits.grad.isfinite().all()
+
+
 def edge_weights(masks, classes):
     """Return the weight of each pixel in edge_loss, (H, W), by its definition, and in float64."""
     height, width = masks.shape

@@ -121,3 +121,82 @@ def test_class_that_is_never_predicted_has_no_precision():
         assert values[0] > 0
         assert values[1] == 0
         assert values[2].isnan()
+
+
+# ---------------------------------------------------------------- a whole data set
+
+
+def test_set_scores_are_those_of_the_summed_counts():
+    """Two images, by hand; the third class is nowhere and is left out of the means."""
+    matrices = torch.tensor(
+        [
+            [[6, 2, 0], [0, 2, 0], [0, 0, 0]],
+            [[10, 0, 0], [0, 0, 0], [0, 0, 0]],
+        ]
+    )
+    scores = metrics.set_scores(matrices, THREE)
+    # Summed: 16 and 2 right, 2 of the first class taken for the second.
+    assert scores["set_iou"] == pytest.approx((16 / 18 + 2 / 4) / 2)
+    assert scores["set_dice"] == pytest.approx((32 / 34 + 4 / 6) / 2)
+    by_class = metrics.scores_by_class(matrices, THREE)
+    assert by_class["ground"]["set_iou"] == pytest.approx(16 / 18)
+    assert by_class["ground"]["iou"] == pytest.approx((6 / 8 + 1) / 2)
+    assert by_class["thing"] == pytest.approx(
+        {"dice": 4 / 6, "iou": 2 / 4, "set_dice": 4 / 6, "set_iou": 2 / 4}
+    )
+    assert set(by_class["edge"].values()) == {None}
+
+
+def test_set_scores_count_a_class_that_is_only_predicted():
+    matrices = torch.tensor([[[8, 0, 2], [0, 0, 0], [0, 0, 0]]])
+    assert metrics.set_scores(matrices, THREE)["set_iou"] == pytest.approx((8 / 10 + 0) / 2)
+
+
+def test_set_scores_of_a_single_class_are_the_foregrounds():
+    predicted = torch.zeros(2, 10, 10, dtype=torch.uint8)
+    target = torch.zeros(2, 10, 10, dtype=torch.uint8)
+    predicted[0] = 1
+    target[0] = 1
+    target[1, 0, 0] = 1
+    matrices = metrics.confusion_matrices(predicted, target, SINGLE)
+    scores = metrics.set_scores(matrices, SINGLE)
+    assert scores == pytest.approx({"set_dice": 200 / 201, "set_iou": 100 / 101})
+
+
+def masks_of_all_classes(rng, images):
+    """Return predicted and true masks, (images, 6, 7), the true ones with all of THREE in each."""
+    truth = rng.integers(0, 3, (images, 6, 7))
+    truth[:, 0, :3] = [0, 1, 2]
+    truth[:, 1, :2] = IGNORED
+    predicted = rng.integers(0, 3, truth.shape)
+    return torch.from_numpy(predicted), torch.from_numpy(truth)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_set_scores_of_one_image_are_the_images(seed):
+    predicted, truth = masks_of_all_classes(np.random.default_rng(seed), 1)
+    for classes in (THREE, SINGLE):
+        binary = classes.single
+        pair = [(mask == 1).byte() if binary else mask for mask in (predicted, truth)]
+        matrices = metrics.confusion_matrices(*pair, classes)
+        (row,) = metrics.score_rows(matrices, classes)
+        scores = metrics.set_scores(matrices, classes)
+        assert scores == {"set_dice": row["dice"], "set_iou": row["iou"]}
+    assert metrics.set_scores(matrices.expand(3, -1, -1), SINGLE) == pytest.approx(scores)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_set_scores_do_not_depend_on_the_order_of_images_and_ignore_pixels(seed):
+    rng = np.random.default_rng(seed)
+    predicted, truth = masks_of_all_classes(rng, 4)
+    scores = metrics.set_scores(metrics.confusion_matrices(predicted, truth, THREE), THREE)
+    order = rng.permutation(4)
+    predicted[truth == IGNORED] = int(rng.integers(0, 3))
+    matrices = metrics.confusion_matrices(predicted[order], truth[order], THREE)
+    assert metrics.set_scores(matrices, THREE) == scores
+    unions = [
+        ((predicted == index) & (truth == index)).sum()
+        / (((predicted == index) | (truth == index)) & (truth != IGNORED)).sum()
+        for index in range(3)
+    ]
+    assert scores["set_iou"] == pytest.approx(np.mean(unions))

@@ -44,6 +44,8 @@ def import_module(folder, source):
         (list[Annotated[float, Range(0.0, 9.0)]], [1, 2], [1.0, 2.0]),
         (Annotated[list[str], MaybeEmpty()], [], []),
         (Annotated[str, Pattern("#[0-9a-f]{2}", "#xx")], "#0f", "#0f"),
+        (Literal["a", "b"] | list[float], "b", "b"),
+        (Literal["a", "b"] | list[float], (1, 2.5), [1.0, 2.5]),
     ],
 )
 def test_check_returns_a_value_that_fits(annotation, value, expected):
@@ -69,6 +71,16 @@ def test_check_returns_a_value_that_fits(annotation, value, expected):
         (list[int], [1, "a"], "expected a whole number, found 'a'"),
         (list[Annotated[int, Range(1, 5)]], [9], "expected 1..5, found 9"),
         (Annotated[str, Pattern("#[0-9a-f]{2}", "#xx")], "red", "expected #xx, found red"),
+        (
+            Literal["a", "b"] | list[int],
+            "c",
+            "expected a | b, or a list of a whole number, found 'c'",
+        ),
+        (
+            Literal["a", "b"] | list[int],
+            [],
+            "expected a | b, or a list of a whole number, found []",
+        ),
     ],
 )
 def test_check_says_what_was_expected_and_found(annotation, value, expected):
@@ -87,6 +99,8 @@ def test_check_says_what_was_expected_and_found(annotation, value, expected):
         (float, "1e-3", 0.001),
         (str, "3", "3"),
         (list[int], ["1", "a"], [1, "a"]),
+        (Literal["a", "b"] | list[int], ["a"], "a"),
+        (Literal["a", "b"] | list[int], ["a", "1"], ["a", 1]),
     ],
 )
 def test_parse_leaves_words_that_do_not_fit(annotation, arguments, expected):
@@ -243,6 +257,12 @@ def test_resolve_takes_the_options_that_a_script_has():
     assert cfg.NUM_EPOCHS == config.NUM_EPOCHS
 
 
+def test_load_takes_class_weights_by_word_or_number():
+    arguments = ["--classes", "a", "b", "c", "--class-weights"]
+    assert options.load(config, [*arguments, "inverse_sqrt"]).CLASS_WEIGHTS == "inverse_sqrt"
+    assert options.load(config, [*arguments, "1", "2", "0.5"]).CLASS_WEIGHTS == [1, 2, 0.5]
+
+
 def test_load_reports_everything_wrong_at_once():
     arguments = ["--batch-size", "0", "--seed", "-1", "--sede", "1"]
     with pytest.raises(UserError) as error:
@@ -264,6 +284,18 @@ def test_load_reports_everything_wrong_at_once():
         (["--palette", "#000000"], "expected none with one class"),
         (["--classes", "a", "b", "--ignore-index", "1"], "1 is the class b; expected 2..255"),
         (["--group-regex", "("], "expected a regular expression"),
+        (
+            ["--class-weights", "inverse_sqrt"],
+            "--class-weights: expected none with one class; its weight is POSITIVE_WEIGHT",
+        ),
+        (
+            ["--classes", "a", "b", "c", "--class-weights", "1", "2"],
+            "--class-weights: expected a weight for each of 3 classes, found 2",
+        ),
+        (
+            ["--classes", "a", "b", "--class-weights", "1", "2", "--positive-weight", "3"],
+            "--positive-weight: expected 1 with CLASS_WEIGHTS, which holds the weights of all",
+        ),
     ],
 )
 def test_load_refuses_constants_that_do_not_fit_together(arguments, expected):

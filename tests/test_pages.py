@@ -83,6 +83,8 @@ def page(tmp_path_factory):
         title="A <page>",
         intro="of cards",
         curves=Markup(curves.training_curves(history, "32x48").to_svg()),
+        score_rows=[["Dice, mean over images", "0.9"]],
+        score_heads=["", "at 32x48"],
         class_rows=[["ground", "0.9"], ["thing", "-"]],
         class_heads=["class", "Dice"],
         confusion_rows=[["ground", "1.000", "0.000"]],

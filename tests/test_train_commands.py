@@ -43,6 +43,9 @@ def test_train_prints_and_writes_each_epoch(trained):
         "GB",
     ):
         assert phrase in lines[0]
+    assert "data-set" not in lines[0]  # of one class Dice says it all
+    page = (folder / "saved_images/index.html").read_text(encoding="utf-8")
+    assert "<td>Dice of all pixels together</td>" in page
     assert finished.stdout.count("Got ") == 2
     assert finished.stdout.count("Dice score: 0.") == 2
     assert finished.stdout.count("an epoch, ") == 1
@@ -59,6 +62,10 @@ def test_train_prints_and_writes_each_epoch(trained):
         "dice",
         "one_minus_dice",
         "full_dice",
+        "set_dice",
+        "set_iou",
+        "full_set_dice",
+        "full_set_iou",
         "learning_rate",
         "seconds",
         "images_per_second",
@@ -109,6 +116,8 @@ def test_train_resumes_with_a_changed_learning_rate_and_evaluate_agrees(trained,
     row = history(folder)[2]
     assert scores["dice"] == float(row["dice"])
     assert scores["full_dice"] == float(row["full_dice"])
+    assert scores["set_iou"] == float(row["set_iou"])
+    assert scores["full_set_dice"] == float(row["full_set_dice"])
     for phrase in (
         "dice",
         "iou",

@@ -10,6 +10,7 @@ import torch
 from helpers import (
     OWN_MODEL,
     ROOT,
+    csv_rows,
     needs_onnx,
     picture_width_height,
     run_script,
@@ -81,6 +82,8 @@ def scores(trained):
     arguments = (*OWN_MODEL, "--json", "scores.json", "--batch-size", 3)
     done = run_script(folder, "evaluate.py", *arguments)
     assert re.search(r"wheels +Dice 0\.\d{4}  IoU 0\.\d{4}", done.stdout)
+    assert re.search(r"wheels .* set Dice 0\.\d{4}  set IoU 0\.\d{4}", done.stdout)
+    assert re.search(r"set iou +0\.\d{6} +0\.\d{6}", done.stdout)
     return json.loads((folder / "scores.json").read_text())
 
 
@@ -105,6 +108,26 @@ def test_parts_are_learned(trained):
 
 def test_parts_of_every_pixel_are_scored(scores):
     assert sum(map(sum, scores["full_confusion"])) == 9 * 48 * 72
+
+
+def test_parts_are_scored_by_all_pixels_together(trained, scores):
+    """From the confusion matrix of the whole set, as the mIoU of papers is."""
+    for prefix in ("", "full_"):
+        confusion = np.array(scores[f"{prefix}confusion"])
+        right = confusion.diagonal()
+        sizes = confusion.sum(0) + confusion.sum(1)
+        assert scores[f"{prefix}set_iou"] == pytest.approx(np.mean(right / (sizes - right)))
+        assert scores[f"{prefix}set_dice"] == pytest.approx(np.mean(2 * right / sizes))
+        by_class = scores[f"{prefix}classes"]
+        expected = dict(zip(PARTS, right / (sizes - right), strict=True))
+        assert {name: row["set_iou"] for name, row in by_class.items()} == pytest.approx(expected)
+    folder, stdout = trained
+    last = csv_rows(folder / "saved_images/history.csv")
+    row = dict(zip(last[0], last[-1], strict=True))
+    assert f"data-set IoU {float(row['set_iou']):.4f} at 48x72, " in stdout
+    page = (folder / "saved_images/index.html").read_text()
+    shown = f"{float(row['full_set_iou']):.4f}"
+    assert re.search(rf"<td>IoU of all pixels together</td><td>0\.\d+</td><td>{shown}</td>", page)
 
 
 def test_parts_in_palette_files_score_as_evaluated(trained, scores, predicted):
