@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 from carvana import __version__, system
 from carvana.checkpoint import read_checkpoint
+from carvana.classes import Classes
+from carvana.crops import Crops, find_places
 from carvana.device import to_input
 from carvana.errors import UserError, error_summary, one_line
 from carvana.evaluation import mean_scores
@@ -34,13 +36,14 @@ from carvana.export_formats import (
 )
 from carvana.files import replacing
 from carvana.format_writers import write_format
-from carvana.images import read_hard_mask, read_image
+from carvana.images import read_hard_mask, read_image, read_target
 from carvana.model_config import (
     MODEL_CONSTANTS,
     logit_threshold,
     model_classes,
     model_config,
     network_size,
+    window_size,
 )
 from carvana.naming import NAMING, Naming
 from carvana.pairs import find_pairs
@@ -167,16 +170,32 @@ def _read(folders: Folders, naming: Naming, count: int, model: nn.Module) -> lis
     classes = settle_values([mask for _, mask in pairs], model_classes(model))
     if len(pairs) > count:
         pairs = [pairs[i * len(pairs) // count] for i in range(count)]
-    config = model_config(model)
-    size = network_size(config)
-    channels = config["IN_CHANNELS"]
-    return [
-        (
-            _prepared(read_image(image, size, channels, config["IMAGE_LEVELS"]), model),
-            read_hard_mask(mask, classes),
+    images = []
+    for image_path, mask_path in pairs:
+        config = model_config(model)
+        image = read_image(
+            image_path, network_size(config), config["IN_CHANNELS"], config["IMAGE_LEVELS"]
         )
-        for image, mask in pairs
-    ]
+        if config["TILE"]:
+            image, mask = _read_window(image, mask_path, classes, config["TILE"])
+        else:
+            mask = read_hard_mask(mask_path, classes)
+        images.append((_prepared(image, model), mask))
+    return images
+
+
+def _read_window(
+    image: np.ndarray, mask_path: Path, classes: Classes, tile: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a window of a picture and of its mask, where something rare is to be seen."""
+    target = read_target(mask_path, classes, image.shape[:2])
+    crops = Crops(tile, tile, rare_share=1.0)
+    rng = np.random.default_rng(0)
+    window = crops.draw(rng, target.shape, find_places(target, classes))
+    image, target = (crops.fill(window.cut(levels)) for levels in (image, target))
+    if classes.single:
+        target = (target > 127).view(np.uint8)
+    return image, target
 
 
 def _prepared(image: np.ndarray, model: nn.Module) -> np.ndarray:
@@ -504,6 +523,7 @@ def _write_readme(
         table=table,
         remarks=[remark for remark in remarks.values() if remark],
         facts=facts,
+        window=window_size(facts),
         threshold=logit_threshold(facts),
         class_names=[one_line(name) for name in facts["CLASSES"]],
         multiple=facts["UNSHUFFLE"] * 2 ** len(facts["FEATURES"]),
@@ -517,8 +537,20 @@ def _write_readme(
     )
     files = {"README.md": text}
     if smallest:
-        script = Template((TEMPLATES / "predict.py.template").read_text(encoding="utf-8"))
-        files["predict.py"] = script.substitute(model=FORMATS[smallest].file)
+        files["predict.py"] = _predict_script(FORMATS[smallest].file, facts)
     for name, content in files.items():
         with replacing(out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
+
+
+def _predict_script(model_file: str, facts: Facts) -> str:
+    """Return predict.py for a model's file; it has the code for windows only if they are used."""
+    size = 'facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"]' if facts["IMAGE_HEIGHT"] else "image.size"
+    logits = "predict_windows" if facts["TILE"] else "predict_whole"
+    parts = {
+        name: (TEMPLATES / f"{name}.py.template").read_text(encoding="utf-8")
+        for name in ("predict", logits)
+    }
+    return Template(parts["predict"]).substitute(
+        model=model_file, size=size, logits=parts[logits].rstrip()
+    )

@@ -1,15 +1,28 @@
 """A window that slides over pictures: what it computes, in evaluation and inference."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, picture_width_height, run_script
+from helpers import (
+    BEST,
+    OWN_MODEL,
+    TINY,
+    needs_onnx,
+    picture_width_height,
+    run_script,
+    write_model,
+    write_pairs,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from carvana import exporting
 from carvana.checkpoint import save_checkpoint
 from carvana.evaluation import check_accuracy
 from carvana.images import read_image
@@ -145,3 +158,32 @@ def test_evaluation_in_tiles_counts_blended_logits():
         assert np.array_equal(scores["masks"].mask(index), predicted[index])
     loss = F.binary_cross_entropy_with_logits(logits, masks[:, None])
     assert scores["loss"] == pytest.approx(loss.item(), abs=1e-5)
+
+
+@needs_onnx
+@pytest.mark.parametrize("size", [(0, 0), (60, 90)], ids=["own size", "fixed size"])
+def test_exports_and_their_script_look_through_windows(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(exporting, "TURNS", 1)
+    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=4, height=60, width=97)
+    constants = {"IMAGE_HEIGHT": size[0], "IMAGE_WIDTH": size[1], "TILE": 40}
+    write_model(tmp_path / BEST, **constants)
+    data = ("--images", "photos", "--masks", "masks")
+    data += ("--calibration", "photos", "--calibration-masks", "masks")
+    words = (*OWN_MODEL, "--formats", "onnx", "int8", "torchscript", "weights", *data)
+    run_script(tmp_path, "export.py", *words)
+    assert "the network is for 40x40, windows of larger pictures" in " ".join(
+        (tmp_path / "exports/README.md").read_text().split()
+    )
+    photograph = min((tmp_path / "photos").iterdir())
+    model = load_model(tmp_path / BEST, "cpu")
+    expected = predict(model, [read_image(photograph)])[0] > 0.5
+    assert 0.05 < expected.mean() < 0.95
+    for file in ("unet_model_onnx.onnx", "unet_model_torchjit.pth"):
+        words = ("--model", f"exports/{file}", "--img", photograph, "--no-overlay")
+        run_script(tmp_path, "inference.py", *words)
+        mask = read_image(tmp_path / f"outputs/{photograph.stem}_mask.png", channels=1)[..., 0]
+        assert ((mask > 127) != expected).mean() < 1e-3
+    words = [sys.executable, "exports/predict.py", photograph, "exports/unet_model_onnx.onnx"]
+    subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+    mask = read_image(photograph.with_name(f"{photograph.stem}_mask.png"), channels=1)[..., 0]
+    assert ((mask > 127) != expected).mean() < 0.01
