@@ -369,8 +369,9 @@ def _stored_channels(path: str | Path, channels: int, levels: int) -> tuple[np.n
                 "gray with alpha, RGBA or TIFF"
             )
         multichannel.check_channels(len(image.getbands()), channels)
+        scales_deep = levels != FULL_RANGE and _is_deep_color(image)
         orientation = _orientation(image)
-        if levels != FULL_RANGE and _is_deep_color(image):
+        if scales_deep:
             deep = _deep_color(path, image, CHANNEL_MODES[image.mode])
             return multichannel.to_bytes(deep, levels), orientation
         return np.asarray(image), orientation

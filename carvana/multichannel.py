@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -222,6 +223,8 @@ def _opened(path: str | Path) -> Iterator[Bands]:
             if orientation not in range(1, 9):
                 orientation = 1
             yield Bands(pages, first.imagelength, first.imagewidth, orientation)
+    except (TypeError, LookupError, ArithmeticError, AttributeError, struct.error) as error:
+        raise ValueError("its tags are damaged") from error
     except ValueError as error:
         if "imagecodecs" not in str(error):
             raise
