@@ -42,7 +42,7 @@ from carvana.opening import open_picture
 from carvana.schema import MOST_CHANNELS
 from carvana.threads import map_in_threads
 
-READER_VERSION = 5  # raise it whenever the reader returns something else for the same file
+READER_VERSION = 6  # raise it whenever the reader returns something else for the same file
 MASK_TYPES = (".gif", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".webp")
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
@@ -224,6 +224,9 @@ def _size_of_version(path: str | Path, _stamp: tuple) -> Size:
 
 def describe_turn(path: Path, mask: Path) -> str:
     """Return why a photograph's sides may be its mask's exchanged, and what to do; "" if not."""
+    with _naming_faults(path):
+        if multichannel.needs_tifffile(path, has_pages=True):
+            return ""
     with _opened(path) as image:
         orientation = _orientation(image)
     if orientation not in TURNS:

@@ -23,7 +23,7 @@ from carvana.errors import (
     warn,
 )
 from carvana.files import identical_files, same_files, visible_files
-from carvana.images import Pixels, advise_on_files, judge_levels
+from carvana.images import PIXELS, Pixels, advise_on_files, judge_levels
 from carvana.layouts import add_empty_masks
 from carvana.locks import locked
 from carvana.mask_values import judge_set
@@ -376,6 +376,10 @@ def _describe_settings(options: DataOptions, classes: Sequence[str]) -> list[str
         settings["CLASSES"] = list(classes)
     if options.classes.single and options.classes.values:
         settings["MASK_VALUES"] = list(options.classes.values)
+    if options.pixels.channels != PIXELS.channels:
+        settings["IN_CHANNELS"] = options.pixels.channels
+    if options.pixels.value_range:
+        settings["IMAGE_RANGE"] = list(options.pixels.value_range)
     if not settings:
         return []
     lines = []

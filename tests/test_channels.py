@@ -562,6 +562,26 @@ def test_every_script_takes_five_channels(bands, run):
     )
 
 
+def test_preparing_says_what_to_train_with(tmp_path, run):
+    write_band_pairs(tmp_path / "bands", tmp_path / "labels", range(4))
+    folders = ("--images", "bands", "--masks", "labels")
+    finished = run("prepare_data.py", *folders, "--in-channels", 5, "--image-range", 0, 1)
+    assert "IN_CHANNELS = 5" in finished.stdout
+    assert "--in-channels 5 --image-range 0.0 1.0" in finished.stdout
+
+
+def test_sides_that_are_exchanged_are_listed_with_the_rest(tmp_path, run):
+    write_band_pairs(tmp_path / "bands", tmp_path / "labels", range(4))
+    for number in (0, 1):
+        path = tmp_path / f"labels/{number}.png"
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path)
+    folders = ("--images", "bands", "--masks", "labels")
+    options = ("--in-channels", 5, "--image-range", 0, 1)
+    stderr = run("prepare_data.py", *folders, *options, status=2).stderr
+    for number in (0, 1):
+        assert f"{number}.tif: 72x48 pixels, its mask {number}.png 48x72" in stderr
+
+
 def test_files_of_other_channels_are_named(bands, run):
     path = bands / "data/train_images/3.tif"
     write_tiff(path, random_levels(4, size=(48, 72)))
