@@ -148,13 +148,18 @@ def to_bytes(deep: np.ndarray, white: int) -> np.ndarray:
     """Return unsigned levels as uint8, `white` and all above it as 255."""
     if white == 255 and deep.dtype == np.uint8:
         return deep
-    return np.round(np.minimum(deep, white) / (white / 255)).astype(np.uint8)
+    levels = np.minimum(np.arange(np.iinfo(deep.dtype).max + 1), white)
+    return np.round(levels / (white / 255)).astype(np.uint8)[deep]
 
 
 def map_range(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Return values as uint8: low and all below it, and what is no number, 0; from high on 255."""
-    shares = (values.astype(np.float64) - low) / (high - low)
-    return np.round(255 * np.clip(np.nan_to_num(shares, nan=0.0), 0, 1)).astype(np.uint8)
+    shares = values.astype(np.float64)  # a copy, changed in place: it can be large
+    shares -= low
+    shares *= 255 / (high - low)
+    np.nan_to_num(shares, copy=False, nan=0.0)
+    np.clip(shares, 0, 255, out=shares)
+    return np.round(shares, out=shares).astype(np.uint8)
 
 
 def _has_levels(page: Any) -> bool:

@@ -1,6 +1,7 @@
 """Photographs of other channels than gray and color: TIFF of many bands, RGBA as it is stored."""
 
 import importlib.util
+import pickle
 import re
 import shlex
 import subprocess
@@ -68,6 +69,7 @@ AUGMENTATION = {  # constants of augmentation, all of them on
     "VERTICAL_FLIP": 0.5,
     "BYSTANDERS": 0.5,
 }
+MODEL_FILES = (".onnx", ".pt2", ".pth", ".tar")
 needs_codecs = pytest.mark.skipif(
     importlib.util.find_spec("imagecodecs") is None, reason="needs imagecodecs"
 )
@@ -142,9 +144,10 @@ def test_bands_are_read_as_they_are(tmp_path, channels, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_bands_of_16_bits_follow_image_levels(tmp_path, layout):
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_bands_of_16_bits_follow_image_levels(tmp_path, layout, byteorder):
     deep = random_levels(5, np.uint16)
-    path = write_tiff(tmp_path / "a.tif", deep, layout)
+    path = write_tiff(tmp_path / "a.tif", deep, layout, byteorder=byteorder)
     expected = np.round(deep / 257).astype(np.uint8)
     assert np.array_equal(read_image(path, None, 5), expected)
     clipped = np.round(np.minimum(deep, 10000) / (10000 / 255)).astype(np.uint8)
@@ -500,6 +503,7 @@ def test_augmentation_takes_any_number_of_channels(channels):
     levels = random_levels(channels, size=(32, 48))
     mask = np.zeros((32, 48), np.float32)
     images = []
+    transform = pickle.loads(pickle.dumps(transform))  # as it goes to workers
     for seed in range(40):
         transform.set_random_seed(seed)
         item = transform(image=levels, mask=mask)
@@ -598,17 +602,19 @@ def test_files_of_other_channels_are_named(bands, run):
     assert re.search("51.tif: .*set --in-channels 5", stderr)
 
 
-def test_color_and_depth_in_a_png_are_trained_on(tmp_path, run):
+@pytest.mark.parametrize("mode, order", [("RGBA", [0, 1, 2, 4]), ("LA", [1, 4])])
+def test_depth_in_the_alpha_of_a_png_is_trained_on(tmp_path, run, mode, order):
     for kind in ("images", "masks"):
         (tmp_path / kind).mkdir()
     for number in range(6):
         levels, mask = five_bands(number)
-        colors = np.round(255 * levels[..., [0, 1, 2, 4]]).astype(np.uint8)
-        Image.fromarray(colors, "RGBA").save(tmp_path / f"images/{number}.png")
+        stored = np.round(255 * levels[..., order]).astype(np.uint8)
+        Image.fromarray(stored, mode).save(tmp_path / f"images/{number}.png")
         Image.fromarray(mask * np.uint8(255)).save(tmp_path / f"masks/{number}.png")
-    data = ("--images", "images", "--masks", "masks", "--val-fraction", 0.3, "--in-channels", 4)
-    run("prepare_data.py", *data)
-    run("train.py", *tiny_options(NUM_EPOCHS=1, IN_CHANNELS=4, **AUGMENTATION))
+    data = ("--images", "images", "--masks", "masks", "--in-channels", len(order))
+    run("prepare_data.py", *data, "--val-fraction", 0.3)
+    run("explore.py", "--in-channels", len(order))
+    run("train.py", *tiny_options(NUM_EPOCHS=1, IN_CHANNELS=len(order), **AUGMENTATION))
     run("evaluate.py", *OWN_MODEL)
     run("inference.py", "--img", "images", *OWN_MODEL, "--cutout")
     assert len(list((tmp_path / "outputs").iterdir())) == 18
@@ -671,6 +677,19 @@ def test_exports_of_five_channels_predict_the_same(bands, exported, layout):
     finished = subprocess.run(command, cwd=bands, capture_output=True, text=True)
     assert finished.returncode == 1
     assert "car.tif: 4 channels, expected 5" in finished.stderr
+
+
+@needs_onnx
+def test_exports_of_five_channels_load_again(exported):
+    images = torch.rand(2, 5, 32, 48, generator=torch.Generator().manual_seed(0))
+    expected = utils.load_model(exported / BEST, "cpu")(images)
+    files = [path for path in (exported / "exports").iterdir() if path.suffix in MODEL_FILES]
+    assert len(files) >= 5
+    for path in files:
+        logits = utils.load_model(path, "cpu")(images)
+        allowed = 0.05 if "fp16" in path.name else 1e-3
+        if "int8" not in path.name:
+            assert (logits - expected).abs().max() < allowed, path.name
 
 
 @pytest.fixture(scope="module")
