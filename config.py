@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from carvana.schema import (
     ByteValue,
+    ChannelCount,
     ChannelMeans,
     ChannelStds,
     ClassNames,
@@ -21,6 +22,7 @@ from carvana.schema import (
     FilePath,
     Fraction,
     ImageLevels,
+    ImageRange,
     MaskResize,
     MaskThreshold,
     MaskValues,
@@ -90,9 +92,14 @@ CROPS_PER_IMAGE: Annotated[int, Range(1, 10_000)] = 1  # in an epoch
 TILE: Side = 0
 # share of a window that the next one covers again, where both are blended
 TILE_OVERLAP: TileOverlap = 0.25
-IN_CHANNELS: Literal[1, 3] = 3  # gray or color
+# 1: gray, 3: color, whatever the files are; any other number: files of exactly so many channels, as
+# they are stored, such as 4 for color and depth or 13 for satellite images
+IN_CHANNELS: ChannelCount = 3
 # the level that is white in 16-bit photographs: 4095 where they hold 12 bits, 1023 where 10
 IMAGE_LEVELS: ImageLevels = 65535
+# the values that are black and white in TIFF files of floating-point (or signed) values, such as
+# 0 1 for reflectances; empty: such files are refused
+IMAGE_RANGE: ImageRange = []
 MEAN: ChannelMeans = [0.0]  # subtracted from levels in 0 to 1; one value, or one a channel
 STD: ChannelStds = [1.0]  # divided by after that; one value, or one a channel
 # area keeps the outline where it is; nearest is what the tutorials' scores were measured with
@@ -101,7 +108,7 @@ MASK_RESIZE: MaskResize = "area"
 # ---------------------------------------------------------------- augmentation, anew each epoch
 # stretch or squeeze width and height, each by up to this much
 SCALE_JITTER: Annotated[float, Range(0.0, 0.9, "share")] = 0.0
-# vary brightness, contrast and saturation, each by up to this much
+# vary brightness, contrast and, of three channels, saturation, each by up to this much
 COLOR_JITTER: Annotated[float, Range(0.0, 0.9, "share")] = 0.0
 ROTATE: Annotated[float, Range(0.0, 180.0, "degrees")] = 35  # turn by up to this much either way
 # how to fill exposed corners; black ones never occur in photographs and disturb BatchNorm
@@ -121,14 +128,15 @@ BYSTANDERS: Probability = 0.0
 GAMMA: Annotated[float, Range(0.0, 0.9, "share")] = 0.0  # vary the exponent of levels by up to this
 # vary the strength of each channel by up to this
 WHITE_BALANCE: Annotated[float, Range(0.0, 0.9, "share")] = 0.0
-GRAY: Probability = 0.0  # take the colors away
+GRAY: Probability = 0.0  # take the colors away, of three channels
 # standard deviation of what is out of focus, up to this; or half the length of a motion
 BLUR: Annotated[float, Range(0.0, 50.0, "pixels")] = 0.0
 # standard deviation of a sensor's noise, up to this
 NOISE: Annotated[float, Range(0.0, 128.0, "levels of 255")] = 0.0
 # scale down to this share of width and height, or less far, and back
 DOWNSCALE: Annotated[float, Range(0.05, 1.0, "share")] = 1.0
-JPEG_QUALITY: Annotated[int, Range(1, 100)] = 100  # compress at this quality, or a better one
+# compress at this quality, or a better one; of one or three channels
+JPEG_QUALITY: Annotated[int, Range(1, 100)] = 100
 HORIZONTAL_FLIP: Probability = 0.5  # a car seen from its other side
 VERTICAL_FLIP: Probability = 0.1  # rarely useful for cars; kept from the tutorials' recipe
 

@@ -48,6 +48,7 @@ class CarvanaDataset(Dataset):
         size: (H, W) to read at; None for each picture's own.
         mask_resize: see images.read_mask.
         levels: of 16-bit photographs, see images.read_image.
+        value_range: of floating-point photographs, likewise.
         cache_dir: where what was read at `size` is kept for later epochs and runs; None: nowhere.
         naming: what stands before and after the name that a photograph and its mask share.
         compositor: puts objects before other photographs, also drawing from (seed, epoch, index).
@@ -69,6 +70,7 @@ class CarvanaDataset(Dataset):
         classes: Classes = SINGLE,
         naming: Naming = NAMING,
         levels: int = FULL_RANGE,
+        value_range: Sequence[float] = (),
         seed: int = 0,
         cache_dir: str | Path | None = None,
         compositor: Compositor | None = None,
@@ -80,7 +82,9 @@ class CarvanaDataset(Dataset):
         self.compositor = compositor
         self.crops = crops
         self.places: dict[int, list[np.ndarray]] = {}  # crops.find_places of what was read
-        self.reading = Reading(size and tuple(size), channels, mask_resize, classes, levels)
+        self.reading = Reading(
+            size and tuple(size), channels, mask_resize, classes, levels, tuple(value_range)
+        )
         self.cache = None
         if cache_dir:
             self.cache = open_cache(cache_dir, self.pairs, self.reading)

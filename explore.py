@@ -14,6 +14,7 @@ import config
 from carvana.classes import Classes
 from carvana.errors import UserError, user_errors
 from carvana.files import PAIR_FILE, check_not_inputs
+from carvana.images import Pixels
 from carvana.naming import Naming
 from carvana.opening import set_max_megapixels
 from carvana.options import (
@@ -76,10 +77,11 @@ def main() -> None:
     warn_of_left_out(args.images, args.masks)
     inputs = {PAIR_FILE: itertools.chain(*pairs)}
     check_not_inputs([args.out], inputs, "name another file with --out")
+    pixels = Pixels.from_constants(vars(constants))
     classes = settle_values([mask for _, mask in pairs], classes)
-    survey = survey_pairs(pairs, classes, constants.GROUP_REGEX, constants.IMAGE_LEVELS)
+    survey = survey_pairs(pairs, classes, constants.GROUP_REGEX, pixels)
     if args.noise:
-        measure = functools.partial(outline_noise, classes=classes, levels=constants.IMAGE_LEVELS)
+        measure = functools.partial(outline_noise, classes=classes, pixels=pixels)
         noises = list(map_in_threads(measure, pairs, "measuring"))
         survey.lines.append(("outlines", describe_noise(noises)))
     for subject, text in survey.lines:

@@ -22,6 +22,7 @@ import config
 from carvana.classes import Classes
 from carvana.errors import UserError, one_line, user_errors
 from carvana.files import is_inside
+from carvana.images import Pixels
 from carvana.naming import Naming
 from carvana.opening import set_max_megapixels
 from carvana.options import (
@@ -223,7 +224,7 @@ def main() -> None:
         naming=Naming.from_constants(vars(constants)),
         group_regex=constants.GROUP_REGEX,
         classes=Classes.from_constants(vars(constants)),
-        levels=constants.IMAGE_LEVELS,
+        pixels=Pixels.from_constants(vars(constants)),
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,
         seed=args.seed,

@@ -212,6 +212,7 @@ class Trainer:
             classes=self.classes,
             naming=Naming.from_constants(vars(cfg)),
             levels=cfg.IMAGE_LEVELS,
+            value_range=cfg.IMAGE_RANGE,
             seed=cfg.SEED,
             cache_dir=cfg.CACHE_DIR if cfg.CACHE else None,
         )

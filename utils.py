@@ -88,6 +88,7 @@ def evaluate(
             classes=classes,
             naming=loading.naming,
             levels=loading.levels or trained["IMAGE_LEVELS"],
+            value_range=trained["IMAGE_RANGE"],
         )
         masks = [mask for _, mask in dataset.pairs]
         classes = settle_values(masks, classes, announce=distributed.FIRST)

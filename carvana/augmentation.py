@@ -35,6 +35,7 @@ class Augmentation:
         1.0  # smallest share of width and height, to which images are scaled and back
     )
     jpeg_quality: int = 100  # lowest quality at which images are compressed
+    channels: int = 3  # of the images: saturation and losing the colors need 3, JPEG 1 or 3
 
     @classmethod
     def from_constants(cls, cfg: SimpleNamespace) -> "Augmentation":
@@ -52,7 +53,8 @@ class Augmentation:
             blur=cfg.BLUR,
             noise=cfg.NOISE,
             downscale=cfg.DOWNSCALE,
-            jpeg_quality=cfg.JPEG_QUALITY,
+            jpeg_quality=cfg.JPEG_QUALITY if cfg.IN_CHANNELS in (1, 3) else 100,
+            channels=cfg.IN_CHANNELS,
         )
 
 
@@ -90,8 +92,11 @@ def train_transform(
         steps.append(A.Affine(scale=factors, p=1.0, **fill))
     if augmentation.color_jitter:
         factors = (1 - augmentation.color_jitter, 1 + augmentation.color_jitter)
+        color_jitter = A.ColorJitter
+        if augmentation.channels not in (1, 3):
+            color_jitter = _channel_steps().ColorJitterEach
         steps.append(
-            A.ColorJitter(
+            color_jitter(
                 brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1.0
             )
         )
@@ -101,6 +106,13 @@ def train_transform(
     steps += _camera_and_web(augmentation)
     steps.append(A.ToTensorV2())
     return A.Compose(steps)
+
+
+def _channel_steps() -> ModuleType:
+    """Return the steps for other numbers of channels, imported only with Albumentations."""
+    from carvana import channel_steps
+
+    return channel_steps
 
 
 def _light(augmentation: Augmentation) -> list[Any]:
@@ -139,7 +151,10 @@ def _camera_and_web(augmentation: Augmentation) -> list[Any]:
     if augmentation.downscale < 1:
         methods = {"downscale": cv2.INTER_AREA, "upscale": cv2.INTER_LINEAR}
         scales = (augmentation.downscale, 1.0)
-        steps.append(A.Downscale(scale_range=scales, interpolation_pair=methods, p=HALF))
+        downscale = A.Downscale
+        if augmentation.channels not in (1, 3):
+            downscale = _channel_steps().DownscaleEach
+        steps.append(downscale(scale_range=scales, interpolation_pair=methods, p=HALF))
     if augmentation.jpeg_quality < 100:
         qualities = (augmentation.jpeg_quality, 100)
         steps.append(A.ImageCompression(quality_range=qualities, p=HALF))

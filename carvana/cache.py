@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -148,13 +149,15 @@ def _find_files(folder: Path, pairs: Sequence[Pair], reading: Reading) -> tuple[
         [file_stamp(path) for pair in pairs for path in pair],
     ]
     # One file for each data set and way of reading it: a later state replaces an earlier one.
-    settings = {
+    settings: dict[str, Any] = {
         "size": reading.size,
         "channels": reading.channels,
         "mask_resize": reading.mask_resize,
         "labels": reading.classes.labels,
         "levels": reading.levels,
     }
+    if reading.value_range:
+        settings["value_range"] = list(reading.value_range)
     name = f"{source.name}-{_digest([str(source), str(pairs[0][1].parent), settings])}"
     path = folder / f"{name}-{_digest(state)}{SUFFIX}"
     earlier = [candidate for candidate in folder.glob(f"{name}-*{SUFFIX}") if candidate != path]

@@ -24,7 +24,7 @@ from carvana.files import random_token
 from carvana.model_config import check_model_config, model_config
 from carvana.naming import AFFIX_CONSTANTS
 from carvana.options import option_words
-from carvana.schema import short
+from carvana.schema import MOST_CHANNELS, short
 from carvana.untrusted_tensors import load_tensors
 from carvana.weights import (
     LAST_WEIGHT,
@@ -46,6 +46,7 @@ NETWORK_CONSTANTS = (
     "IMAGE_WIDTH",
     "IN_CHANNELS",
     "IMAGE_LEVELS",
+    "IMAGE_RANGE",
     "MEAN",
     "STD",
     "FEATURES",
@@ -403,10 +404,10 @@ def _network_config(
     state: Mapping[str, Any], shape: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
     """Return the constants of a checkpoint's network, checked."""
-    if shape["in_channels"] not in (1, 3):
+    if not 1 <= shape["in_channels"] <= MOST_CHANNELS:
         raise UserError(
-            f"{name} is for images of {shape['in_channels']} channels (expected 1 or 3); "
-            "name another"
+            f"{name} is for images of {shape['in_channels']} channels (expected 1 to "
+            f"{MOST_CHANNELS}); name another"
         )
     try:
         config = check_model_config(state.get("config", {}), shape["in_channels"])

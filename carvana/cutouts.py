@@ -6,7 +6,7 @@ import numpy as np
 from torch import nn
 
 from carvana.framing import Framing, Placement, check_framing, place, plan
-from carvana.images import Size, scale_image
+from carvana.images import Size, scale_image, shown_channels
 from carvana.matting import matte, with_alpha
 from carvana.model_config import logit_threshold, model_config, network_size
 from carvana.predicting import foreground_logits, network_logits, upsample
@@ -64,7 +64,7 @@ def cutout(
 
     Args:
         model: of load_model.
-        photograph: uint8 (H, W, 3), of any size.
+        photograph: uint8 (H, W, 3), or (H, W, C) of a model of other channels; of any size.
         shadow: with its shadow on the ground, black and partly transparent.
         fit: (height, width) of a canvas on which the car is centered.
         trim: cut to the car and its shadow.
@@ -75,14 +75,15 @@ def cutout(
         uint8 (h, w, 4), red, green, blue and alpha, as large as the photograph or the canvas.
 
     Raises:
-        UserError: fit, trim and margin do not go together.
+        UserError: fit, trim and margin do not go together, or the channels are not the model's.
     """
     style = CutoutStyle(shadow, Framing(fit, trim, margin))
     check_framing(style.framing)
     config = model_config(model)
     size = network_size(config)
     image = scale_image(photograph, size, config["IN_CHANNELS"])
+    shown = shown_channels(photograph)
     logits = upsample(network_logits(model, image[None])[0], photograph.shape[:2])
     foreground = foreground_logits(logits, logit_threshold(config))
     scale = photograph.shape[0] / image.shape[0]
-    return cut_out(photograph, foreground, scale, style).picture
+    return cut_out(shown, foreground, scale, style).picture

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from carvana.classes import BLUE, ORANGE, PINK, Classes
 from carvana.errors import UserError, one_line
 from carvana.files import replacing, write_image
-from carvana.images import Reading, Size, picture_size, read_image
+from carvana.images import Reading, Size, picture_size, read_rgb, shown_channels
 from carvana.pairs import Pair
 
 PAPER = (255, 255, 255)  # colors of a sheet
@@ -232,8 +232,8 @@ def batch_sheet(loader: Any, images: int) -> np.ndarray:
         mask = mask.numpy()
         if classes.single:  # levels of the foreground's share of each pixel
             mask = (mask > 127).view(np.uint8)
-        image = np.broadcast_to(image.permute(1, 2, 0).numpy(), (*mask.shape, 3))
-        pictures.append(overlay(np.ascontiguousarray(image), mask, classes.tint_colors()))
+        image = shown_channels(image.permute(1, 2, 0).numpy())
+        pictures.append(overlay(image, mask, classes.tint_colors()))
     starts = range(0, len(pictures), BATCH_COLUMNS)
     return sheet([("", pictures[start : start + BATCH_COLUMNS]) for start in starts])
 
@@ -257,7 +257,7 @@ def read_shown(
     path = dataset.pairs[index][0]
     try:
         size = display_size(path, height)
-        image = read_image(path, size, levels=dataset.reading.levels)
+        image = read_rgb(path, size, dataset.reading.pixels)
         return image, dataset.mask(index, size)
     except UserError:
         size = fit_height(scored_size, height)

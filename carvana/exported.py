@@ -17,6 +17,7 @@ from carvana.checkpoint import holds_dict
 from carvana.device import onnx_providers
 from carvana.errors import UserError, error_summary, first_few, one_line, torch_advice
 from carvana.model_config import TUTORIAL_DEFAULTS, check_model_config
+from carvana.schema import MOST_CHANNELS
 from carvana.untrusted import (
     Records,
     Refused,
@@ -151,7 +152,7 @@ def _checked_config(config: dict[str, Any]) -> dict[str, Any]:
     channels = config["IN_CHANNELS"]
     known = check_model_config(config, channels)
     missing = REQUIRED - known.keys()
-    if channels not in (1, 3) or missing:
+    if channels not in range(1, MOST_CHANNELS + 1) or missing:
         raise ValueError(f"IN_CHANNELS is {channels}, missing are {sorted(missing)}")
     count_levels(config)
     network = {"IN_CHANNELS": channels, "FEATURES": config["FEATURES"], "PRECISION": "fp32"}
@@ -216,8 +217,8 @@ def _pickled_config(config: dict[str, Any], shape: dict[str, Any]) -> dict[str, 
     if not isinstance(config, dict):
         raise ValueError(f"its constants are {kind_of(config)}")
     known = check_model_config(config, channels)
-    if channels not in (1, 3):
-        raise ValueError(f"it is for images of {channels} channels, expected 1 or 3")
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise ValueError(f"it is for images of {channels} channels, expected 1 to {MOST_CHANNELS}")
     if "CLASSES" not in known and outputs > 1:
         known["CLASSES"] = [f"class {index}" for index in range(outputs)]
     classes = known.get("CLASSES", TUTORIAL_DEFAULTS["CLASSES"])

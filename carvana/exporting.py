@@ -36,7 +36,7 @@ from carvana.export_formats import (
 )
 from carvana.files import replacing
 from carvana.format_writers import write_format
-from carvana.images import read_hard_mask, read_image, read_target
+from carvana.images import Pixels, read_hard_mask, read_image, read_target
 from carvana.model_config import (
     MODEL_CONSTANTS,
     logit_threshold,
@@ -66,6 +66,7 @@ RUNS = 8  # with so many runs in each,
 WARM_UP_RUNS = 2  # the first of which only wake the threads,
 REST_SECONDS = 0.1  # and a pause in which the threads of the one before stop waiting for work
 THREADS = 2
+CHANNEL_NAMES = {1: "gray", 3: "RGB"}
 Folders = tuple[str | Path, str | Path]  # of photographs, of their masks
 
 
@@ -151,12 +152,18 @@ class RenderedFolders:
     def __init__(self, folder: Path, model: nn.Module) -> None:
         self.folder = folder
         self.classes = model_classes(model)
+        self.channels = model_config(model)["IN_CHANNELS"]
 
     def folders(self, split: str) -> Folders:
-        """Return the folders of images and masks. Raises UserError for several classes."""
+        """Return the folders of images and masks. Raises UserError for a model of other things."""
+        subject = ""
         if not self.classes.single:
+            subject = f"{self.classes.count} classes"
+        elif self.channels not in CHANNEL_NAMES:
+            subject = f"{self.channels} channels"
+        if subject:
             raise UserError(
-                f"a model of {self.classes.count} classes needs photographs of them: "
+                f"a model of {subject} needs photographs of them: "
                 "--calibration and --calibration-masks for int8, --images and --masks to score on"
             )
         if not self.folder.exists():
@@ -170,12 +177,12 @@ def _read(folders: Folders, naming: Naming, count: int, model: nn.Module) -> lis
     classes = settle_values([mask for _, mask in pairs], model_classes(model))
     if len(pairs) > count:
         pairs = [pairs[i * len(pairs) // count] for i in range(count)]
+    config = model_config(model)
+    size = network_size(config)
+    pixels = Pixels.from_constants(config)
     images = []
     for image_path, mask_path in pairs:
-        config = model_config(model)
-        image = read_image(
-            image_path, network_size(config), config["IN_CHANNELS"], config["IMAGE_LEVELS"]
-        )
+        image = read_image(image_path, size, *pixels)
         if config["TILE"]:
             image, mask = _read_window(image, mask_path, classes, config["TILE"])
         else:
@@ -515,6 +522,7 @@ def _write_readme(
     Args:
         remarks: for users of each format that was written, or "".
     """
+    reads_channels = facts["IN_CHANNELS"] not in CHANNEL_NAMES or bool(facts["IMAGE_RANGE"])
     smallest = next((name for name in ("int8", "onnx", "fp16") if name in remarks), None)
     text = render(
         "exports_readme.md",
@@ -533,24 +541,38 @@ def _write_readme(
         opset=options.opset,
         onnxruntime=OPSETS[options.opset],
         has_onnx=smallest is not None,
+        channels=CHANNEL_NAMES.get(facts["IN_CHANNELS"], "the file's channels in their order"),
+        reads_channels=reads_channels,
         formats=[FORMATS[name] for name in remarks],
     )
     files = {"README.md": text}
     if smallest:
-        files["predict.py"] = _predict_script(FORMATS[smallest].file, facts)
+        files["predict.py"] = _predict_script(FORMATS[smallest].file, facts, reads_channels)
     for name, content in files.items():
         with replacing(out / name) as temporary:
             temporary.write_text(content, encoding="utf-8")
 
 
-def _predict_script(model_file: str, facts: Facts) -> str:
-    """Return predict.py for a model's file; it has the code for windows only if they are used."""
-    size = 'facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"]' if facts["IMAGE_HEIGHT"] else "image.size"
-    logits = "predict_windows" if facts["TILE"] else "predict_whole"
+def _predict_script(model: str, facts: Facts, reads_channels: bool) -> str:
+    """Return the text of predict.py for a file, with only what this model needs.
+
+    Args:
+        reads_channels: as they are stored, with tifffile, where Pillow's gray or RGB is not meant.
+    """
     parts = {
-        name: (TEMPLATES / f"{name}.py.template").read_text(encoding="utf-8")
-        for name in ("predict", logits)
+        "script": "predict",
+        "reading": "read_channels" if reads_channels else "read_picture",
+        "logits": "predict_windows" if facts["TILE"] else "predict_whole",
     }
-    return Template(parts["predict"]).substitute(
-        model=model_file, size=size, logits=parts[logits].rstrip()
+    texts = {
+        part: (TEMPLATES / f"{name}.py.template").read_text(encoding="utf-8")
+        for part, name in parts.items()
+    }
+    return Template(texts["script"]).substitute(
+        model=model,
+        libraries=", tifffile" if reads_channels else "",
+        imports="import tifffile\n" if reads_channels else "",
+        reading=texts["reading"],
+        size='facts["IMAGE_WIDTH"], facts["IMAGE_HEIGHT"]' if facts["IMAGE_HEIGHT"] else "own_size",
+        logits=texts["logits"],
     )

@@ -5,7 +5,7 @@ import functools
 import os
 import stat
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
+from carvana import multichannel
 from carvana.classes import SINGLE, Classes
 from carvana.errors import UserError, bullet_list, error_summary, one_line, plural, result_or_error
 from carvana.files import file_stamp
@@ -38,9 +39,10 @@ from carvana.mask_values import (
 from carvana.metadata import saving_options, srgb_transform
 from carvana.opening import IMAGE_TYPES as IMAGE_TYPES
 from carvana.opening import open_picture
+from carvana.schema import MOST_CHANNELS
 from carvana.threads import map_in_threads
 
-READER_VERSION = 5  # raise it whenever the reader returns something else for the same file
+READER_VERSION = 6  # raise it whenever the reader returns something else for the same file
 MASK_TYPES = (".gif", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".webp")
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
@@ -54,6 +56,12 @@ UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
 }
 TURNS = {5: "-transpose", 6: "-rotate 90", 7: "-transverse", 8: "-rotate -90"}  # ImageMagick's
 PILLOW_MODES = {1: "L", 3: "RGB"}  # by the number of channels
+CHANNEL_MODES = {  # that are taken as they are -> the places of their channels in OpenCV's order
+    "L": (0,),
+    "LA": (0, 3),
+    "RGB": (2, 1, 0),
+    "RGBA": (2, 1, 0, 3),
+}
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")  # of pictures with an alpha channel
 LOSSY_FORMATS = ("JPEG", "WEBP")  # WebP can also be lossless
 FULL_RANGE = 65535  # the largest level of 16 bits
@@ -70,6 +78,22 @@ warnings.filterwarnings("ignore", module=r"PIL\.")  # odd metadata, sizes within
 cv2.setNumThreads(0)  # several files are read at once; OpenCV's threads would fight over cores
 
 
+class Pixels(NamedTuple):
+    """What a network is fed of photographs' pixels: what read_image takes after the size."""
+
+    channels: int = 3
+    levels: int = FULL_RANGE  # of 16-bit photographs
+    value_range: Sequence[float] = ()  # of floating-point photographs
+
+    @classmethod
+    def from_constants(cls, constants: Mapping[str, Any]) -> "Pixels":
+        """Return what the constants of config.py, or of a model, say."""
+        return cls(constants["IN_CHANNELS"], constants["IMAGE_LEVELS"], constants["IMAGE_RANGE"])
+
+
+PIXELS = Pixels()  # the default's
+
+
 class Reading(NamedTuple):
     """How the pairs of a data set are read."""
 
@@ -78,6 +102,12 @@ class Reading(NamedTuple):
     mask_resize: str = "area"
     classes: Classes = SINGLE
     levels: int = FULL_RANGE  # of 16-bit photographs, see read_image
+    value_range: Sequence[float] = ()  # of floating-point ones, likewise
+
+    @property
+    def pixels(self) -> Pixels:
+        """Return what photographs' pixels are."""
+        return Pixels(self.channels, self.levels, self.value_range)
 
     def item_bytes(self) -> int:
         """Return the bytes of a pair's levels; 0 if the size is not known."""
@@ -86,7 +116,7 @@ class Reading(NamedTuple):
 
     def read_pair(self, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:
         """Return read_image and read_target of (image path, mask path)."""
-        image = read_image(pair[0], self.size, self.channels, self.levels)
+        image = read_image(pair[0], self.size, *self.pixels)
         return image, read_target(pair[1], self.classes, image.shape[:2], self.mask_resize)
 
     def read_target_of(self, pair: tuple[Path, Path]) -> np.ndarray:
@@ -128,22 +158,38 @@ def read_all(
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """Give a PIL image; whatever fails while it is open is a UserError that names the file."""
+def _naming_faults(path: str | Path) -> Iterator[None]:
+    """Have whatever fails while a file is read end as a UserError that names it."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise ValueError("a folder or a device, not a file")
-        with open_picture(path) as image:
-            # A camera's JPEG (MPO) or HEIC has previews behind the picture.
-            if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
-                pages = getattr(image, "n_frames", 2)
-                raise ValueError(f"{pages} pictures in one file; save the one that counts")
-            yield image
+        yield
     except Exception as error:  # a hostile file can raise nearly anything inside a decoder
         reason = f"cannot be read ({error_summary(error)})"
         if isinstance(error, WrongValues) and not isinstance(error, UnknownValues):
             reason = str(error)
+        if isinstance(error, multichannel.WrongChannels):
+            reason = str(error)
         raise UserError(f"{one_line(path)}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Give a PIL image; whatever fails while it is open is a UserError that names the file."""
+    with _naming_faults(path), open_picture(path) as image:
+        _refuse_pages(image)
+        yield image
+
+
+def _refuse_pages(image: Image.Image) -> None:
+    """Raise ValueError for a file of several pictures."""
+    # A camera's JPEG (MPO) or HEIC has previews behind the picture.
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):
+        pages = getattr(image, "n_frames", 2)
+        advice = ""
+        if image.format == "TIFF" and pages <= MOST_CHANNELS:
+            advice = f", or if they are its channels, set --in-channels {pages}"
+        raise ValueError(f"{pages} pictures in one file; save the one that counts{advice}")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -170,12 +216,18 @@ def picture_size(path: str | Path) -> Size:
 
 @functools.lru_cache(maxsize=100_000)
 def _size_of_version(path: str | Path, _stamp: tuple) -> Size:
+    with _naming_faults(path):
+        if multichannel.needs_tifffile(path, has_pages=True):
+            return multichannel.read_size(path)
     with _opened(path) as image:
         return _upright_size(image)
 
 
 def describe_turn(path: Path, mask: Path) -> str:
     """Return why a photograph's sides may be its mask's exchanged, and what to do; "" if not."""
+    with _naming_faults(path):
+        if multichannel.needs_tifffile(path, has_pages=True):
+            return ""
     with _opened(path) as image:
         orientation = _orientation(image)
     if orientation not in TURNS:
@@ -205,7 +257,13 @@ def _deep_levels(image: Image.Image) -> np.ndarray | None:
         return None
     levels = np.asarray(image)
     if levels.min() < 0 or levels.max() > 65535:
-        raise ValueError("32-bit levels; save it with 8 or 16 bits")
+        advice = "; save it with 8 or 16 bits"
+        if image.format == "TIFF":
+            advice += (
+                f", or, a photograph, say which of its values, {levels.min()} to {levels.max()}, "
+                f"are black and white: --image-range {levels.min()} {levels.max()}"
+            )
+        raise ValueError(f"32-bit levels{advice}")
     return levels.astype(np.uint16)
 
 
@@ -213,26 +271,42 @@ def _deep_levels(image: Image.Image) -> np.ndarray | None:
 
 
 def read_image(
-    path: str | Path, size: Size | None = None, channels: int = 3, levels: int = FULL_RANGE
+    path: str | Path,
+    size: Size | None = None,
+    channels: int = 3,
+    levels: int = FULL_RANGE,
+    value_range: Sequence[float] = (),
 ) -> np.ndarray:
     """Read a picture as it is shown (EXIF orientation applied).
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 as long as that leaves twice the size asked for. 16 bits
     become 8, CMYK and palettes are converted, alpha is dropped. Colors that the file's profile
-    describes become those of sRGB.
+    describes become those of sRGB. Of any other number of channels than 1 and 3, all are returned
+    as they are stored, alpha included.
 
     Args:
         size: (H, W) to scale to; None for the picture's own.
-        channels: 3 for RGB, 1 for gray.
+        channels: 3 for RGB, 1 for gray; any other number is that of the file.
         levels: which level of a 16-bit photograph becomes 255, and all above it: 4095 if it holds
             12 bits. A TIFF of 12 bits, PGM and JPEG 2000 say that themselves.
+        value_range: the values of a TIFF of floating-point or signed numbers that become 0 and
+            255; NaN becomes 0 as well.
 
     Returns:
         uint8 (H, W, channels).
 
     Raises:
-        UserError: the file cannot be read; the message names it.
+        UserError: the file cannot be read, or has other channels; the message names it.
     """
+    pixels = Pixels(channels, levels, value_range)
+    with _naming_faults(path):
+        if _has_own_channels(path, pixels):
+            return _read_channels(path, size, pixels)
+    return _read_picture(path, size, channels, levels)
+
+
+def _read_picture(path: str | Path, size: Size | None, channels: int, levels: int) -> np.ndarray:
+    """Read a photograph as gray or RGB, uint8 (H, W, channels), upright."""
     mode = PILLOW_MODES[channels]
     with _opened(path) as image:
         scales_color = levels != FULL_RANGE and _is_deep_color(image)
@@ -257,6 +331,76 @@ def read_image(
         return np.array(image).reshape(image.height, image.width, channels)
 
 
+def _has_own_channels(path: str | Path, pixels: Pixels) -> bool:
+    """Return whether a photograph's channels are read one by one, not as Pillow's gray or RGB."""
+    if pixels.channels not in PILLOW_MODES:
+        return True
+    return multichannel.needs_tifffile(path, has_range=bool(pixels.value_range))
+
+
+def _read_channels(path: str | Path, size: Size | None, pixels: Pixels) -> np.ndarray:
+    """Read a photograph channel by channel, uint8 (H, W, channels), upright."""
+    channels, levels, value_range = pixels
+    accepted = [channels, *PILLOW_MODES] if channels in PILLOW_MODES else [channels]
+    if multichannel.is_tiff(path):
+        stored, orientation = multichannel.read_levels(path, accepted, levels, value_range)
+    else:
+        stored, orientation = _stored_channels(path, channels, levels)
+    planes = _planes(stored, channels)
+    if size is not None:
+        height, width = size[::-1] if orientation > 4 else size
+        planes = [_scaled(plane, width, height) for plane in planes]
+    if orientation > 1:
+        planes = [plane.transpose(UPRIGHT[orientation]) for plane in planes]
+    return np.dstack([np.asarray(plane) for plane in planes])
+
+
+def _planes(image: np.ndarray, channels: int) -> list[Image.Image]:
+    """Return uint8 (H, W, C) or (H, W) as one picture, gray or RGB, or as one for each channel."""
+    if channels in PILLOW_MODES:
+        picture = image[..., 0] if image.shape[2:] == (1,) else image
+        return [Image.fromarray(picture).convert(PILLOW_MODES[channels])]
+    return [Image.fromarray(plane) for plane in np.moveaxis(image, -1, 0)]
+
+
+def _stored_channels(path: str | Path, channels: int, levels: int) -> tuple[np.ndarray, int]:
+    """Return the channels of a picture that is no TIFF, uint8 (H, W, C), and its orientation."""
+    with open_picture(path) as image:
+        _refuse_pages(image)
+        if image.mode not in CHANNEL_MODES:
+            raise ValueError(
+                f"its pixels are of the kind {image.mode}; for IN_CHANNELS {channels} save it as "
+                "gray with alpha, RGBA or TIFF"
+            )
+        multichannel.check_channels(len(image.getbands()), channels)
+        scales_deep = levels != FULL_RANGE and _is_deep_color(image)
+        orientation = _orientation(image)
+        if scales_deep:
+            deep = _deep_color(path, image, CHANNEL_MODES[image.mode])
+            return multichannel.to_bytes(deep, levels), orientation
+        return np.asarray(image), orientation
+
+
+def read_rgb(path: str | Path, size: Size | None = None, pixels: Pixels = PIXELS) -> np.ndarray:
+    """Read a photograph as people see it, uint8 (H, W, 3); see shown_channels."""
+    if pixels.channels in PILLOW_MODES:
+        return read_image(path, size, 3, pixels.levels, pixels.value_range)
+    return shown_channels(read_image(path, size, *pixels))
+
+
+def read_gray(path: str | Path, size: Size | None = None, pixels: Pixels = PIXELS) -> np.ndarray:
+    """Read a photograph as it is measured, uint8 (H, W): what read_rgb returns, as gray."""
+    if pixels.channels in PILLOW_MODES:
+        return read_image(path, size, 1, pixels.levels, pixels.value_range)[..., 0]
+    return np.asarray(Image.fromarray(read_rgb(path, size, pixels)).convert("L"))
+
+
+def shown_channels(image: np.ndarray) -> np.ndarray:
+    """Return uint8 (H, W, C) as RGB: its first three channels, of one or two the first as gray."""
+    first = 3 if image.shape[2] >= 3 else 1
+    return np.ascontiguousarray(np.broadcast_to(image[..., :first], (*image.shape[:2], 3)))
+
+
 def _is_deep_color(image: Image.Image) -> bool:
     """Return whether a picture has several channels of 16 bits, of which Pillow reads the high 8.
 
@@ -268,13 +412,19 @@ def _is_deep_color(image: Image.Image) -> bool:
     return image.format == "PNG" and any(";16" in str(tile[3]) for tile in tiles)
 
 
-def _deep_color(path: str | Path, image: Image.Image) -> np.ndarray:
-    """Return the uint16 levels (H, W, 3), or (H, W), of a picture with channels of 16 bits."""
+def _deep_color(
+    path: str | Path, image: Image.Image, order: Sequence[int] = (2, 1, 0)
+) -> np.ndarray:
+    """Return the uint16 levels (H, W, C), or (H, W), of a picture with channels of 16 bits.
+
+    Args:
+        order: the places of its channels in what OpenCV returns; red, green and blue are 2, 1, 0.
+    """
     image.load()  # notices a file that ends too early
     deep = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if deep is None or deep.dtype != np.uint16:
         raise ValueError("16-bit color of a rare kind; save it as a plain PNG")
-    return deep if deep.ndim == 2 else np.ascontiguousarray(deep[..., 2::-1])
+    return deep if deep.ndim == 2 else np.ascontiguousarray(deep[..., order])
 
 
 def _own_range(image: Image.Image) -> int | None:
@@ -291,8 +441,7 @@ def _tiff_bits(image: Image.Image) -> tuple[int, ...]:
 
 def _eight_bits(deep: np.ndarray, levels: int) -> Image.Image:
     """Return uint16 levels, (H, W) or (H, W, 3), as a picture in which `levels` is 255."""
-    values = np.minimum(deep, levels) / (levels / 255)
-    return Image.fromarray(np.round(values).astype(np.uint8))
+    return Image.fromarray(multichannel.to_bytes(deep, levels))
 
 
 def judge_levels(paths: Sequence[Path], levels: int = FULL_RANGE) -> str:
@@ -333,6 +482,9 @@ def judge_levels(paths: Sequence[Path], levels: int = FULL_RANGE) -> str:
 
 def _highest_level(path: Path) -> int:
     """Return the highest level of a 16-bit photograph, 0 of any other."""
+    with _naming_faults(path):
+        if multichannel.needs_tifffile(path, has_pages=True):
+            return multichannel.highest_level(path)
     with _opened(path) as image:
         if _own_range(image):
             return 0
@@ -346,6 +498,9 @@ def read_saving_options(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read.
     """
+    with _naming_faults(path):
+        if multichannel.needs_tifffile(path, has_pages=True):
+            return {}
     with _opened(path) as image:
         return saving_options(image, turned=_orientation(image) > 4)
 
@@ -374,10 +529,19 @@ def scale_image(image: np.ndarray, size: Size | None, channels: int = 3) -> np.n
 
     Args:
         size: None for the picture's own.
+
+    Of any other number of channels than 1 and 3, the picture is (H, W, channels).
+
+    Raises:
+        UserError: it is not.
     """
     height, width = size or image.shape[:2]
-    picture = Image.fromarray(image).convert(PILLOW_MODES[channels])
-    return np.array(_scaled(picture, width, height)).reshape(height, width, channels)
+    if channels not in PILLOW_MODES and image.shape[2:] != (channels,):
+        raise UserError(
+            f"expected a picture of {channels} channels, (H, W, {channels}), found {image.shape}"
+        )
+    planes = [_scaled(plane, width, height) for plane in _planes(image, channels)]
+    return np.dstack([np.asarray(plane) for plane in planes])
 
 
 # ---------------------------------------------------------------- masks
@@ -614,8 +778,11 @@ def _color_numbers(image: Image.Image) -> np.ndarray:
 # ---------------------------------------------------------------- checking
 
 
-def check_photograph(path: str | Path) -> Size:
+def check_photograph(path: str | Path, pixels: Pixels = PIXELS) -> Size:
     """Read a photograph to its end; return (height, width). Raises UserError if it is damaged."""
+    with _naming_faults(path):
+        if _has_own_channels(path, pixels):
+            return _read_channels(path, None, pixels).shape[:2]
     with _opened(path) as image:
         size = _upright_size(image)
         image.draft("RGB", (1, 1))  # the cheapest decoding that still reads every byte

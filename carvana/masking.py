@@ -30,7 +30,16 @@ from carvana.errors import (
     warn,
 )
 from carvana.framing import Placement, place
-from carvana.images import Size, judge_levels, picture_size, read_image, read_saving_options
+from carvana.images import (
+    PIXELS,
+    Pixels,
+    Size,
+    judge_levels,
+    picture_size,
+    read_image,
+    read_rgb,
+    read_saving_options,
+)
 from carvana.matting import composite
 from carvana.model_config import (
     describe_size,
@@ -66,6 +75,7 @@ class MaskingOptions:
     gallery: int = 0  # photographs in the page; 0: no page
     threshold: float | None = None  # None: the model's own
     levels: int = 0  # of 16-bit photographs; 0: the model's own
+    pixels: Pixels = PIXELS  # the model's own, with these levels
     tta: bool = False
     batch_size: int = 4
     preview: int = 0  # pixels of the longer side of Masked.previews; 0: there are none
@@ -136,7 +146,9 @@ def settle_options(options: MaskingOptions, model: nn.Module) -> MaskingOptions:
             f"{one_line(options.model)} tells {len(config['CLASSES'])} classes apart; --rle and "
             "--threshold are for models of one"
         )
-    return replace(options, levels=options.levels or config["IMAGE_LEVELS"])
+    pixels = Pixels.from_constants(config)
+    levels = options.levels or pixels.levels
+    return replace(options, levels=levels, pixels=pixels._replace(levels=levels))
 
 
 class MaskingRun:
@@ -265,8 +277,7 @@ def _mask_batch(
             read_image,
             photograph.path,
             size,
-            config["IN_CHANNELS"],
-            options.levels,
+            *options.pixels,
         )
         for photograph in batch
     ]
@@ -325,7 +336,7 @@ def _finish(
     if options.gallery:
         unsure = (prediction.margin < UNSURE_LOGIT).mean()
         shown_size = display_size(photograph.path, THUMBNAIL)
-        image = read_image(photograph.path, shown_size, levels=options.levels)
+        image = read_rgb(photograph.path, shown_size, options.pixels)
         card = prediction_card(image, photograph.name, prediction.mask, shares, unsure, classes)
     return Masked(shares, written, runs, card, previews)
 
@@ -406,7 +417,7 @@ def _draw(
     pictures: dict[str, np.ndarray] = {}
     if not options.needs_photograph:
         return Drawing(np.empty((0, 0, 3), np.uint8), pictures)
-    image = read_image(photograph.path, levels=options.levels)
+    image = read_rgb(photograph.path, None, options.pixels)
     before = image
     if options.overlay:
         pictures[OVERLAY] = overlay(image, prediction.mask, classes.tint_colors())

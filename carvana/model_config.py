@@ -13,6 +13,7 @@ from carvana.schema import (
     ChannelStds,
     ClassNames,
     ImageLevels,
+    ImageRange,
     MaskResize,
     MaskThreshold,
     MaskValues,
@@ -41,6 +42,7 @@ MODEL_CONSTANTS = {
     "IMAGE_HEIGHT": ModelConstant(Side, 160),
     "IMAGE_WIDTH": ModelConstant(Side, 240),
     "IMAGE_LEVELS": ModelConstant(ImageLevels, 65535),
+    "IMAGE_RANGE": ModelConstant(ImageRange, []),
     "MEAN": ModelConstant(ChannelMeans, [0.0]),
     "STD": ModelConstant(ChannelStds, [1.0]),
     "THRESHOLD": ModelConstant(Threshold, 0.5),
@@ -193,14 +195,19 @@ def size_faults(constants: Mapping) -> list[str]:
 
 
 def channel_faults(constants: Mapping) -> list[str]:
-    """Return what is wrong with the constants that have a value per channel, in words."""
+    """Return what is wrong with the constants that channels' values depend on, in words."""
     channels = constants["IN_CHANNELS"]
-    return [
+    faults = [
         f"{name}: expected one value, or one for each of {channels} channels, "
         f"found {len(constants[name])}"
         for name in ("MEAN", "STD")
         if len(constants[name]) not in (1, channels)
     ]
+    limits = constants["IMAGE_RANGE"]
+    if limits and (len(limits) != 2 or not limits[0] < limits[1]):
+        shown = " ".join(map(str, limits))[:SHOWN_LENGTH]
+        faults.append(f"IMAGE_RANGE: expected two values, the smaller one first, found {shown}")
+    return faults
 
 
 def class_faults(constants: Mapping) -> list[str]:

@@ -50,14 +50,25 @@ def open_picture(path: str | Path) -> Image.Image:
     try:
         return _open_picture(path)
     except Image.DecompressionBombError as error:
-        raise ValueError(_describe_too_large(error)) from error
+        (pixels,) = re.findall(r"\((\d+) pixels\)", str(error))
+        raise ValueError(_describe_too_large(int(pixels))) from error
 
 
-def _describe_too_large(error: Image.DecompressionBombError) -> str:
+def max_megapixels() -> int:
+    """Return from which size on pictures are refused."""
+    return int(os.environ[LIMIT_VARIABLE])
+
+
+def check_pixels(pixels: int) -> None:
+    """Raise ValueError for a picture of more than MAX_MEGAPIXELS, as Pillow does."""
+    if pixels > 1_000_000 * max_megapixels():
+        raise ValueError(_describe_too_large(pixels))
+
+
+def _describe_too_large(pixels: int) -> str:
     """Return how large a picture is, and what to type if it is a photograph."""
-    (pixels,) = re.findall(r"\((\d+) pixels\)", str(error))
-    megapixels = -(-int(pixels) // 1_000_000)
-    limit = os.environ[LIMIT_VARIABLE]
+    megapixels = -(-pixels // 1_000_000)
+    limit = max_megapixels()
     description = f"{megapixels:,} megapixels; over {limit}, a file may be made to fill the memory"
     if megapixels > LARGEST_LIMIT:
         return description

@@ -25,7 +25,9 @@ DATA_CONSTANTS = (
     "IGNORE_INDEX",
     "MASK_VALUES",
     "MASK_THRESHOLD",
+    "IN_CHANNELS",
     "IMAGE_LEVELS",
+    "IMAGE_RANGE",
     "MAX_MEGAPIXELS",
 )
 DEVICES = ("auto", "cuda", "mps", "cpu")
@@ -271,7 +273,7 @@ def resolve(
             problems.append(f"{shown_name}: {error}")
     if not problems:
         faults = size_faults(values) + channel_faults(values) + class_faults(values)
-        faults += _regex_faults(values) + _scale_faults(values)
+        faults += _regex_faults(values) + _scale_faults(values) + _background_faults(values)
         if "CLASS_WEIGHTS" in given:  # not of scripts that do not train, and name other CLASSES
             faults += _weight_faults(values)
         problems = [_by_option(fault, given) for fault in faults]
@@ -320,6 +322,17 @@ def _weight_faults(constants: dict[str, Any]) -> list[str]:
             f"classes, found {constants['POSITIVE_WEIGHT']:g}"
         ]
     return []
+
+
+def _background_faults(constants: dict[str, Any]) -> list[str]:
+    """Return why photographs cannot be backgrounds, in words."""
+    channels = constants["IN_CHANNELS"]
+    if channels in (1, 3) or not constants["BACKGROUNDS_DIR"]:
+        return []
+    return [
+        f"BACKGROUNDS_DIR: expected none with IN_CHANNELS {channels}: other photographs are gray "
+        "or of three channels"
+    ]
 
 
 def _by_option(fault: str, given: dict[str, Any]) -> str:

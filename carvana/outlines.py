@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from carvana.classes import Classes
-from carvana.images import FULL_RANGE, read_hard_mask, read_image
+from carvana.images import PIXELS, Pixels, read_gray, read_hard_mask
 from carvana.pairs import Pair
 
 OUTLINE_REACH = 15  # pixels around the outline whose edges the outline's are compared with
@@ -51,12 +51,12 @@ def _square(side: int) -> np.ndarray:
     return np.ones((side, side), np.uint8)
 
 
-def outline_noise(pair: Pair, classes: Classes, levels: int = FULL_RANGE) -> OutlineNoise:
+def outline_noise(pair: Pair, classes: Classes, pixels: Pixels = PIXELS) -> OutlineNoise:
     """Measure at full size how far a mask's outline lies from the photograph's edges.
 
     That is measured at points of the outline where the photograph has a clear edge.
     """
-    gray = read_image(pair[0], None, 1, levels)[..., 0].astype(np.float32)
+    gray = read_gray(pair[0], None, pixels).astype(np.float32)
     mask = classes.foreground(read_hard_mask(pair[1], classes))
     all_contours, _ = cv2.findContours(
         mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE

@@ -20,6 +20,8 @@ from carvana.files import same_file
 from carvana.images import (
     IMAGE_TYPES,
     MASK_TYPES,
+    PIXELS,
+    Pixels,
     Size,
     check_mask,
     check_photograph,
@@ -196,7 +198,9 @@ class PairCheck(NamedTuple):
     wrong_values: bool  # whether the mask's values mean nothing
 
 
-def inspect_pair(image_path: Path, mask_path: Path, classes: Classes) -> PairCheck:
+def inspect_pair(
+    image_path: Path, mask_path: Path, classes: Classes, pixels: Pixels = PIXELS
+) -> PairCheck:
     """Read both files to their end."""
     faults = []
     warnings = []
@@ -204,7 +208,7 @@ def inspect_pair(image_path: Path, mask_path: Path, classes: Classes) -> PairChe
     facts = None
     wrong_values = False
     try:
-        sizes.append(check_photograph(image_path))
+        sizes.append(check_photograph(image_path, pixels))
     except UserError as error:
         faults.append(_by_name(error, image_path))
     try:

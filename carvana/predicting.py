@@ -20,7 +20,8 @@ def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -
 
     Args:
         model: of load_model.
-        images: uint8 (H, W, 3) or (H, W), of any sizes.
+        images: uint8 (H, W, 3) or (H, W), or (H, W, C) for a model of other channels; of any
+            sizes.
         tta: average with the prediction for the mirror image.
 
     Returns:

@@ -23,7 +23,7 @@ from carvana.errors import (
     warn,
 )
 from carvana.files import identical_files, same_files, visible_files
-from carvana.images import advise_on_files, judge_levels
+from carvana.images import PIXELS, Pixels, advise_on_files, judge_levels
 from carvana.layouts import add_empty_masks
 from carvana.locks import locked
 from carvana.mask_values import judge_set
@@ -59,7 +59,7 @@ class DataOptions:
     naming: Naming
     group_regex: str  # GROUP_REGEX
     classes: Classes
-    levels: int  # of 16-bit photographs, see read_image
+    pixels: Pixels
     val_fraction: float  # share of the groups, 0 to 1
     test_fraction: float
     seed: int  # of the split
@@ -116,7 +116,7 @@ def check(out: Path, options: DataOptions) -> None:
         try:
             if split == "train":
                 options = _settle_values([mask for _, mask in pairs], options)
-            problems += faults + _check_in_place(pairs, split, options.classes)
+            problems += faults + _check_in_place(pairs, split, options)
             _judge_photographs([image for image, _ in pairs], options)
         except UserError as error:
             problems.append(f"{mask_folder}: {error}")
@@ -132,19 +132,21 @@ def _describe_split(split: str, groups: int, pairs: int) -> str:
     return f"{split:5}  {groups:5} cars  {pairs:6} pairs"
 
 
-def _check_in_place(pairs: Sequence[tuple[Path, Path]], split: str, classes: Classes) -> list[str]:
+def _check_in_place(
+    pairs: Sequence[tuple[Path, Path]], split: str, options: DataOptions
+) -> list[str]:
     """Read pairs of files; return what is wrong with them, and print what is odd.
 
     Raises:
-        UserError: the masks as a whole do not mean what `classes` says.
+        UserError: the masks as a whole do not mean what their classes say.
     """
-    check_files = partial(_check_files, classes)
+    check_files = partial(_check_files, options)
     results = map_in_threads(check_files, pairs, f"checking {split}")
     with contextlib.closing(results):
         checks = list(results)
     for check in checks:
         _print_warnings(check.warnings)
-    advice = _judge(checks, [mask for _, mask in pairs], classes, split == "train")
+    advice = _judge(checks, [mask for _, mask in pairs], options.classes, split == "train")
     faults = [fault for check in checks for fault in check.faults]
     return [advice, *faults] if advice else faults
 
@@ -154,8 +156,8 @@ def _settle_values(masks: Sequence[Path], options: DataOptions) -> DataOptions:
     return replace(options, classes=settle_values(masks, options.classes))
 
 
-def _check_files(classes: Classes, pair: tuple[Path, Path]) -> PairCheck:
-    return inspect_pair(*pair, classes)
+def _check_files(options: DataOptions, pair: tuple[Path, Path]) -> PairCheck:
+    return inspect_pair(*pair, options.classes, options.pixels)
 
 
 def _judge(
@@ -174,7 +176,7 @@ def _judge(
 
 def _judge_photographs(images: Sequence[Path], options: DataOptions) -> None:
     """Print what is odd about the levels of 16-bit photographs."""
-    oddity = judge_levels(images, options.levels)
+    oddity = judge_levels(images, options.pixels.levels)
     if oddity:
         _print_warnings([oddity])
 
@@ -211,12 +213,12 @@ def _fill_with_pairs(
         sources = add_empty_masks(sources, options.naming)
     pairs, problems = _pair_sources(sources, options.naming)
     copies = staging / "all"
-    checks = _copy_and_check(pairs, sources, copies, options.classes)
+    checks = _copy_and_check(pairs, sources, copies, options)
     masks = [copies / "masks" / mask for _, mask in pairs]
     settled = _settle_values(masks, options)
     if settled != options:
         options = settled
-        checks = _check_again(checks, pairs, copies, options.classes)
+        checks = _check_again(checks, pairs, copies, options)
     warnings = [warning for check in checks for warning in check.warnings]
     problems += [fault for check in checks for fault in check.faults]
     advice = _judge(checks, masks, options.classes, training=True)
@@ -250,19 +252,19 @@ def _pair_sources(sources: Sources, naming: Naming) -> tuple[list[PairNames], li
 
 
 def _copy_and_check(
-    pairs: Sequence[PairNames], sources: Sources, folder: Path, classes: Classes
+    pairs: Sequence[PairNames], sources: Sources, folder: Path, options: DataOptions
 ) -> list[PairCheck]:
     """Copy all pairs into folder/images and folder/masks, and read them."""
     for kind in KINDS:
         (folder / kind).mkdir(parents=True)
-    copy_and_check = partial(_copy_and_check_pair, sources, folder, classes)
+    copy_and_check = partial(_copy_and_check_pair, sources, folder, options)
     results = map_in_threads(copy_and_check, pairs, "checking")
     with contextlib.closing(results):  # no thread outlives an interruption
         return list(results)
 
 
 def _copy_and_check_pair(
-    sources: Sources, folder: Path, classes: Classes, pair: PairNames
+    sources: Sources, folder: Path, options: DataOptions, pair: PairNames
 ) -> PairCheck:
     image, mask = pair
     image_path = folder / "images" / image
@@ -274,26 +276,26 @@ def _copy_and_check_pair(
         except UserError as error:
             fault = f"{one_line(path.name)}: cannot be read ({error})"
             return PairCheck([fault], [], None, False)
-    return inspect_pair(image_path, mask_path, classes)
+    return inspect_pair(image_path, mask_path, options.classes, options.pixels)
 
 
 def _check_again(
-    checks: Sequence[PairCheck], pairs: Sequence[PairNames], folder: Path, classes: Classes
+    checks: Sequence[PairCheck], pairs: Sequence[PairNames], folder: Path, options: DataOptions
 ) -> list[PairCheck]:
     """Read the copied pairs again, now that their masks' values have been settled."""
     tasks = [
         (check, folder / "images" / image, folder / "masks" / mask)
         for check, (image, mask) in zip(checks, pairs, strict=True)
     ]
-    results = map_in_threads(partial(_check_copy_again, classes), tasks, "checking again")
+    results = map_in_threads(partial(_check_copy_again, options), tasks, "checking again")
     with contextlib.closing(results):
         return list(results)
 
 
-def _check_copy_again(classes: Classes, task: tuple[PairCheck, Path, Path]) -> PairCheck:
+def _check_copy_again(options: DataOptions, task: tuple[PairCheck, Path, Path]) -> PairCheck:
     check, image, mask = task
     were_copied = image.exists() and mask.exists()
-    return inspect_pair(image, mask, classes) if were_copied else check
+    return inspect_pair(image, mask, options.classes, options.pixels) if were_copied else check
 
 
 def _report(problems: Sequence[str], warnings: Iterable[str], advice: str, skip_bad: bool) -> None:
@@ -374,6 +376,10 @@ def _describe_settings(options: DataOptions, classes: Sequence[str]) -> list[str
         settings["CLASSES"] = list(classes)
     if options.classes.single and options.classes.values:
         settings["MASK_VALUES"] = list(options.classes.values)
+    if options.pixels.channels != PIXELS.channels:
+        settings["IN_CHANNELS"] = options.pixels.channels
+    if options.pixels.value_range:
+        settings["IMAGE_RANGE"] = list(options.pixels.value_range)
     if not settings:
         return []
     lines = []

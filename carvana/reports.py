@@ -34,7 +34,7 @@ from carvana.drawing import (
 )
 from carvana.errors import plural
 from carvana.files import replacing
-from carvana.images import read_hard_mask, read_image
+from carvana.images import Pixels, read_hard_mask, read_rgb
 from carvana.model_config import describe_size
 from carvana.pairs import Pair
 from carvana.survey import FACTS, PairFacts, Survey, mean_masks
@@ -368,14 +368,14 @@ def explore_page(
 def _pair_thumbnails(survey: Survey, indices: list[int]) -> dict[int, dict[str, Markup]]:
     """Return {index: photograph, overlay and mask} of these pairs."""
     indices = list(dict.fromkeys(indices))
-    read = functools.partial(_pair_pictures, survey.classes, survey.levels)
+    read = functools.partial(_pair_pictures, survey.classes, survey.pixels)
     pairs = [survey.pairs[index] for index in indices]
     return dict(zip(indices, map_in_threads(read, pairs, "drawing"), strict=True))
 
 
-def _pair_pictures(classes: Classes, levels: int, pair: Pair) -> dict[str, Markup]:
+def _pair_pictures(classes: Classes, pixels: Pixels, pair: Pair) -> dict[str, Markup]:
     size = display_size(pair[0], SMALL_THUMBNAIL)
-    image = read_image(pair[0], size, levels=levels)
+    image = read_rgb(pair[0], size, pixels)
     return _thumbnails(image, read_hard_mask(pair[1], classes, size), classes)
 
 

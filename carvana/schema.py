@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from carvana.errors import one_line
 
+MOST_CHANNELS = 256  # of a photograph
 SHOWN_LENGTH = 60  # characters of a wrong value in a message
 
 
@@ -69,6 +70,8 @@ ChannelStds = list[Annotated[float, Range(1e-6, 1000.0)]]
 MaskResize = Literal["area", "nearest"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
 ImageLevels = Annotated[int, Range(255, 65535, "levels")]
+ChannelCount = Annotated[int, Range(1, MOST_CHANNELS, "channels")]
+ImageRange = Annotated[list[Annotated[float, Range(-1e9, 1e9)]], MaybeEmpty()]
 Megapixels = Annotated[int, Range(1, 10_000)]
 ScaleRange = list[Annotated[float, Range(0.05, 4.0, "of the frame")]]
 PixelBlock = Annotated[int, Range(1, 8, "pixels")]

@@ -15,12 +15,13 @@ import numpy as np
 from carvana.classes import Classes
 from carvana.errors import UserError, bullet_list, first_few, one_line, plural, result_or_error
 from carvana.images import (
-    FULL_RANGE,
+    PIXELS,
+    Pixels,
     explain_wrong_values,
     judge_levels,
     picture_size,
+    read_gray,
     read_hard_mask,
-    read_image,
 )
 from carvana.mask_values import MaskFacts, judge_set, measure_mask
 from carvana.outlines import edge_agreement
@@ -78,24 +79,21 @@ class Survey:
     look_alikes: list[tuple[str, str]]  # names of photographs that look alike
     oddities: list[tuple[str, str]]  # (name, why)
     lines: list[tuple[str, str]]  # all of it in words: (subject, text); warnings first
-    levels: int  # of 16-bit photographs, see read_image
+    pixels: Pixels
 
 
 # ---------------------------------------------------------------- looking
 
 
 def survey_pairs(
-    pairs: list[Pair], classes: Classes, group_regex: str, levels: int = FULL_RANGE
+    pairs: list[Pair], classes: Classes, group_regex: str, pixels: Pixels = PIXELS
 ) -> Survey:
     """Look at every pair of a data set.
-
-    Args:
-        levels: of 16-bit photographs, see read_image.
 
     Raises:
         UserError: naming every file that cannot be read, or what the masks cannot mean.
     """
-    measure = functools.partial(result_or_error, measure_pair, classes=classes, levels=levels)
+    measure = functools.partial(result_or_error, measure_pair, classes=classes, pixels=pixels)
     facts = list(map_in_threads(measure, pairs, "looking"))
     faults = [result for result in facts if isinstance(result, UserError)]
     if faults:
@@ -106,24 +104,24 @@ def survey_pairs(
             lines.insert(0, advice)
         raise UserError(bullet_list(headline, lines))
     warnings = judge_set([row.mask for row in facts], classes)
-    oddity = judge_levels([image for image, _ in pairs], levels)
+    oddity = judge_levels([image for image, _ in pairs], pixels.levels)
     if oddity:
         warnings.append(oddity)
     same_bytes, look_alikes = find_duplicates(facts)
     survey = Survey(
-        pairs, classes, facts, same_bytes, look_alikes, find_oddities(facts), [], levels
+        pairs, classes, facts, same_bytes, look_alikes, find_oddities(facts), [], pixels
     )
     survey.lines = [("warning", warning) for warning in warnings]
     survey.lines += summarize(survey, group_regex)
     return survey
 
 
-def measure_pair(pair: Pair, classes: Classes, levels: int = FULL_RANGE) -> PairFacts:
+def measure_pair(pair: Pair, classes: Classes, pixels: Pixels = PIXELS) -> PairFacts:
     """Read a pair and return its facts."""
     path, mask_path = pair
     height, width = picture_size(path)
     size = (HEIGHT, max(1, round(HEIGHT * width / height)))
-    gray = read_image(path, size, 1, levels)[..., 0]
+    gray = read_gray(path, size, pixels)
     mask = read_hard_mask(mask_path, classes)
     objects = classes.foreground(mask)
     object_levels = objects.view(np.uint8) * np.uint8(255)

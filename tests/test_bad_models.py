@@ -918,7 +918,7 @@ PICKLED_FILES = (
             pickled(network_with("final_conv.bias", None)),
             r"not those of a UNET",
         ),
-        "five channels": (pickled(UNET(5, 1, [4])), r"images of 5 channels, expected 1 or 3"),
+        "257 channels": (pickled(UNET(257, 1, [4])), r"images of 257 channels, expected 1 to 256"),
     }
 )
 

@@ -219,7 +219,11 @@ def test_document_is_right(tmp_path):
     """docs/your-data.md, its commands as printed."""
     text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
     # Files of other programs, and folders of your own, are tested elsewhere.
-    for section in ("Scenes that your photographs do not show", "From elsewhere"):
+    for section in (
+        "Scenes that your photographs do not show",
+        "More than three channels",
+        "From elsewhere",
+    ):
         text = re.sub(f"## {section}.*?\n(?=## )", "", text, flags=re.DOTALL)
     commands = re.findall(r"^python (\S+) (.*)$", text, re.MULTILINE)
     scripts = "prepare_data.py explore.py prepare_data.py train.py evaluate.py inference.py"
