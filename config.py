@@ -275,6 +275,27 @@ PRESETS = {
         "HORIZONTAL_FLIP": 0.0,
         "VERTICAL_FLIP": 0.0,
     },
+    # Small things in large pictures: cells in microscopy, houses from the air. Trains on parts of
+    # pictures at their own size; windows slide over them to score and to mask.
+    "tiles": {
+        "IMAGE_HEIGHT": 0,
+        "IMAGE_WIDTH": 0,
+        "CROP_HEIGHT": 256,
+        "CROP_WIDTH": 256,
+        "CROPS_PER_IMAGE": 16,
+        "TILE": 512,
+        "FEATURES": [16, 32, 64, 128],
+        "OPTIMIZER": "muon",
+        "LEARNING_RATE": 0.03,
+        "SCHEDULE": "linear",
+        "LOSS": "bce_dice",
+        "BATCH_SIZE": 8,
+        "NUM_EPOCHS": 8,
+        "ROTATE": 0.0,
+        "VERTICAL_FLIP": 0.5,
+        "SCALE_JITTER": 0.15,
+        "COLOR_JITTER": 0.2,
+    },
     # Gray and small, for devices with little memory.
     "gray128": {
         "IN_CHANNELS": 1,

@@ -27,7 +27,7 @@ TRAIN = [  # options of train.py, message
     (f"--batch-size {'9' * 5000}", r"--batch-size: expected a whole number"),
     ("--batch-size true", r"expected a whole number"),
     ("--num-epochs -3", r"--num-epochs: expected 0..100000, found -3"),
-    ("--image-height 0", r"--image-height: expected 1..16384 pixels"),
+    ("--image-height -1", r"--image-height: expected 0..16384 pixels"),
     ("--image-width 99999", r"found 99999"),
     ("--features", r"--features: expected at least one argument"),
     ("--features 0", r"found 0"),

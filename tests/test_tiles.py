@@ -1,14 +1,18 @@
 """A window that slides over pictures: what it computes, in evaluation and inference."""
 
+import json
+import os
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from helpers import (
     BEST,
     OWN_MODEL,
+    ROOT,
     TINY,
     needs_onnx,
     picture_width_height,
@@ -187,3 +191,79 @@ def test_exports_and_their_script_look_through_windows(tmp_path, monkeypatch, si
     subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
     mask = read_image(photograph.with_name(f"{photograph.stem}_mask.png"), channels=1)[..., 0]
     assert ((mask > 127) != expected).mean() < 0.01
+
+
+# ---------------------------------------------------------------- tiny things in large pictures
+
+
+def tiny_things(rng, size=(2000, 3000), things=60):
+    """Return a photograph with discs of 15 pixels among larger ones and lines, and their mask."""
+    height, width = size
+    coarse = rng.integers(90, 180, (height // 100, width // 100, 3), dtype=np.uint8)
+    picture = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    mask = np.zeros(size, np.uint8)
+    colors = rng.integers(10, 80, (3 * things, 3)).tolist()
+    places = rng.integers((100, 100), (width - 100, height - 100), (3 * things, 2))
+    steps = rng.integers(-90, 90, (things, 2))
+    for place, color in zip(places[:things], colors, strict=False):
+        cv2.circle(picture, place.tolist(), int(rng.integers(25, 80)), color, -1, cv2.LINE_AA)
+    lines = zip(places[things : 2 * things], steps, colors[things:], strict=False)
+    for place, step, color in lines:
+        cv2.line(picture, place.tolist(), (place + step).tolist(), color, 4, cv2.LINE_AA)
+    for place, color in zip(places[2 * things :], colors[2 * things :], strict=True):
+        cv2.circle(picture, place.tolist(), 7, color, -1, cv2.LINE_AA)
+        cv2.circle(mask, place.tolist(), 7, 255, -1)
+    noise = rng.integers(-12, 13, (height, width, 1), dtype=np.int16)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8), mask
+
+
+def write_tiny_things(folder, counts=(("train", 12), ("val", 4)), **options):
+    """Write photographs of tiny things, and their masks, into a folder's data/."""
+    for seed, (split, count) in enumerate(counts):
+        for kind in ("images", "masks"):
+            (folder / f"data/{split}_{kind}").mkdir(parents=True)
+        for number in range(count):
+            picture, mask = tiny_things(np.random.default_rng([seed, number]), **options)
+            Image.fromarray(picture).save(folder / f"data/{split}_images/{number}.jpg", quality=95)
+            Image.fromarray(mask).save(folder / f"data/{split}_masks/{number}.png")
+
+
+WHOLE = ("--image-height", "640", "--image-width", "960", "--crop-height", "0")
+WHOLE += ("--crop-width", "0", "--crops-per-image", "1", "--tile", "0", "--num-epochs", "40")
+
+
+@pytest.mark.slow
+def test_tiny_things_are_found_in_tiles_and_lost_in_whole_pictures(tmp_path):
+    write_tiny_things(tmp_path)
+    scores = {}
+    for name, words in {"tiles": (), "whole": WHOLE}.items():
+        run_script(tmp_path, "train.py", "--preset", "tiles", "--full-res-every", "0", *words)
+        run_script(tmp_path, "evaluate.py", *OWN_MODEL, "--json", f"{name}.json")
+        scores[name] = json.loads((tmp_path / f"{name}.json").read_text())["full_dice"]
+    print(scores)
+    assert scores["tiles"] >= 0.9
+    assert scores["whole"] < 0.7
+
+
+@pytest.mark.slow
+def test_inference_in_tiles_takes_little_more_memory_than_the_picture(tmp_path):
+    """Of 50 megapixels: the picture 150 MB, an overlay as much again."""
+    own_size_model(tmp_path, tile=512)
+    peaks = {}
+    for name, size in {"small": (600, 800), "large": (5774, 8660)}.items():
+        picture, _ = tiny_things(np.random.default_rng(0), size)
+        Image.fromarray(picture).save(tmp_path / f"{name}.jpg")
+        code = (
+            "import resource, runpy, sys; "
+            f"sys.argv = {['inference.py', '--model', 'own.pth.tar', '--img', f'{name}.jpg']}; "
+            f"runpy.run_path({str(ROOT / 'inference.py')!r}, run_name='__main__'); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        words = [sys.executable, "-c", code]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        finished = subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+        )
+        print(finished.stdout)
+        peaks[name] = int(finished.stdout.split()[-1]) / 1024
+    assert peaks["large"] - peaks["small"] < 1000
