@@ -288,7 +288,7 @@ PRESETS = {
         "OPTIMIZER": "muon",
         "LEARNING_RATE": 0.03,
         "SCHEDULE": "linear",
-        "LOSS": "bce_dice",
+        "LOSS": "edge",
         "BATCH_SIZE": 8,
         "NUM_EPOCHS": 8,
         "ROTATE": 0.0,
