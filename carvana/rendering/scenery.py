@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from carvana.rendering.camera import Camera
 from carvana.rendering.canvas import Canvas
-from carvana.rendering.street import END, SIDES, Building, Daylight, Facade, Road, Street
+from carvana.rendering.street import SIDES, Building, Daylight, Facade, Road, Street
 
 SCENE_CLASSES = ("sky", "building", "road", "sidewalk", "car", "wheel", "pole", "mirror")
 BUILDING = 1  # indices into SCENE_CLASSES; the sky, 0, is where nothing is painted
@@ -102,14 +102,14 @@ def paint_sky(
     """Return a sky with clouds, float32 (H, W, 3), as if nothing were before it."""
     height, width = size
     y = np.arange(height, dtype=np.float32)[:, None]
-    horizon = float(camera.center[1] + camera.scale * camera.axes[2, 2] / camera.axes[1, 2])
+    horizon = float(camera.center[1] - camera.scale * camera.axes[2, 2] / camera.axes[1, 2])
     up = np.clip((horizon - y) / height / 0.6, 0, 1)[..., None] ** 0.7
     sky = (daylight.horizon * (1 - up) + daylight.zenith * up) * np.ones((1, width, 1))
     field = np.zeros((height, width), np.float32)
     for cells in (3, 6, 14, 30):
         rows = max(2, round(cells / daylight.cloud_height * height / width))
-        noise = rng.normal(0, 1, (rows, cells + 1)).astype(np.float32)
-        field += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC) * 2 / cells**0.7
+        noise = rng.normal(0, 2 / cells**0.7, (rows, cells + 1)).astype(np.float32)
+        field += cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
     opacity = np.clip((field + 3 * daylight.clouds - 2) / 1.5, 0, 0.9)[..., None]
     clouds = 232 - 28 * np.clip(field, 0, 3)[..., None]
     return (sky * (1 - opacity) + clouds * opacity).astype(np.float32)
@@ -173,9 +173,8 @@ def _paint_markings(canvas: StreetCanvas, road: Road) -> None:
             y = side * (half - 0.35)
             _fill_strip(canvas, road, (y - 0.06, y + 0.06), road.marking, ROAD)
     if road.dash:
-        start = np.arange(1, 80, min(2.2 * road.dash, 4.0) if road.dash > 100 else 2.2 * road.dash)
-        length = 4.0 if road.dash > 100 else road.dash  # without gaps
-        dashes = np.stack([start, start + length], axis=1)
+        start = np.arange(1, 80, road.dash + road.gap)
+        dashes = np.stack([start, start + road.dash], axis=1)
         canvas.fill_surfaces(_ground_quads(road, dashes, (-0.07, 0.07), 0), road.marking, ROAD)
     if road.crosswalk:
         extent = np.array([[road.crosswalk, road.crosswalk + 3]])

@@ -12,6 +12,7 @@ from carvana.rendering.footprints import back_to_front, car_footprint, pole_foot
 from carvana.rendering.painting import paint_car
 from carvana.rendering.photograph import OVERSAMPLING, expose, largest_part
 from carvana.rendering.scenery import (
+    BUILDING,
     ROAD,
     SCENE_CLASSES,
     SIDEWALK,
@@ -62,9 +63,9 @@ def render_scene(
     classes = np.where(things_classes > 0, things_classes, setting_classes)
 
     scene = _lay_over(paint_sky(daylight, camera, size, rng), setting_pixels)
-    is_ground = (setting_classes == ROAD) | (setting_classes == SIDEWALK)
-    ground = _shrink(is_ground.view(np.uint8) * np.uint8(255), size) / np.float32(255)
-    scene *= _texture_buildings(scene, 1 - ground, rng)
+    walls = _share_of(setting_classes == BUILDING, size)
+    ground = _share_of((setting_classes == ROAD) | (setting_classes == SIDEWALK), size)
+    scene *= 1 + walls * _texture_walls(size, rng)
     scene *= 1 - ground * (1 - _light_ground(street, camera, size, rng))
     for placed in street.cars:
         scene *= 1 - ground * _shadow_of(placed, street, camera, size)
@@ -96,6 +97,11 @@ def _shrink(fine: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return shrunk if shrunk.ndim == 3 else shrunk[..., None]
 
 
+def _share_of(fine: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the share of each pixel where a finer bool picture is true, float32 (H, W, 1)."""
+    return _shrink(fine.view(np.uint8) * np.uint8(255), size) / np.float32(255)
+
+
 def _lay_over(scene: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """Return a scene (H, W, 3) behind a finer, premultiplied RGBA picture."""
     painted = _shrink(pixels, scene.shape[:2])
@@ -107,7 +113,7 @@ def _lay_over(scene: np.ndarray, pixels: np.ndarray) -> np.ndarray:
 
 def _paint_things(canvas: StreetCanvas, street: Street) -> None:
     """Paint cars and poles, those that are hidden first."""
-    things = [*street.cars, *street.poles]
+    things: list[PlacedCar | Pole] = [*street.cars, *street.poles]
     footprints = [
         car_footprint(*thing) if isinstance(thing, PlacedCar) else pole_footprint(thing.place)
         for thing in things
@@ -196,16 +202,14 @@ def _paint_bar(canvas: Canvas, ends: np.ndarray, width: float, color: np.ndarray
 # ---------------------------------------------------------------- light
 
 
-def _texture_buildings(
-    scene: np.ndarray, share: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Return by how much walls are lighter here and darker there, float32 (H, W, 1)."""
-    height, width = scene.shape[:2]
+def _texture_walls(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Return by what share walls are lighter here and darker there, float32 (H, W, 1)."""
+    height, width = size
     field = np.zeros((height, width), np.float32)
-    for rows, strength in ((6, 0.05), (40, 0.04), (height // 2, 0.05)):
-        noise = rng.normal(0, strength, (rows, max(2, rows // 2))).astype(np.float32)
+    for cells, strength in ((6, 0.05), (40, 0.04), (max(2, height // 2), 0.05)):
+        noise = rng.normal(0, strength, (cells, cells)).astype(np.float32)
         field += cv2.resize(noise, (width, height))
-    return 1 + share * field[..., None]
+    return field[..., None]
 
 
 def _light_ground(

@@ -59,6 +59,7 @@ class Road:
     edging: np.ndarray  # (3,) color of the curbs
     marking: np.ndarray  # (3,) color
     dash: float  # length of the middle line's dashes; 0 is none
+    gap: float  # between them
     has_edge_lines: bool
     crosswalk: float  # x where it begins; 0 is none
     slab: float  # length of the sidewalks' slabs; 0 is none
@@ -202,7 +203,8 @@ def _new_road(rng: np.random.Generator) -> Road:
         pavement=asphalt * rng.uniform(0.8, 1.45) + rng.normal(0, 6, 3),
         edging=_gray(rng.uniform(100, 190), 3, rng),
         marking=np.array(markings[rng.integers(len(markings))]) * rng.uniform(0.7, 1.05),
-        dash=rng.choice([0.0, 2.0, 3.0, 5.0, 400.0]),
+        dash=rng.choice([0.0, 2.0, 3.0, 5.0]),
+        gap=rng.choice([0.0, rng.uniform(2, 6), rng.uniform(2, 6)]),
         has_edge_lines=bool(rng.random() < 0.4),
         crosswalk=rng.choice([0.0, 0.0, rng.uniform(5, 25)]),
         slab=rng.choice([0.0, rng.uniform(0.8, 2.5)]),
@@ -252,7 +254,7 @@ def _new_poles(road: Road, side: int, rng: np.random.Generator) -> list[Pole]:
                 height=lamp_height if is_lamp else rng.uniform(2.2, 3.4),
                 radius=rng.uniform(0.03, 0.07),
                 arm=arm if is_lamp else 0.0,
-                plate=0.0 if is_lamp else rng.uniform(0.35, 0.6),
+                plate=0.0 if is_lamp else rng.uniform(0.25, 0.45),
                 color=color if is_lamp else _pick(POLES, rng),
             )
         )
@@ -320,20 +322,14 @@ def _place_car(road: Road, rng: np.random.Generator) -> PlacedCar:
     """Return a car that is parked, drives in a lane, or turns, somewhere along the road."""
     car = new_car(rng)
     x = np.exp(rng.uniform(np.log(6.5), np.log(42)))
-    side = rng.choice(SIDES)
+    side = int(rng.choice(SIDES))
     half = road.width / 2
-    kind = rng.choice(["parked", "driving", "turning"], p=[0.5, 0.35, 0.15])
-    if kind == "parked":
-        y = side * (half - car.width / 2 - rng.uniform(0.15, 0.5))
-        heading = np.pi * rng.integers(2) + rng.normal(0, 0.03)
-    elif kind == "driving":
-        y = side * half * rng.uniform(0.35, 0.6)
-        heading = np.pi * (side > 0) + rng.normal(0, 0.05)
-    else:
-        y = rng.uniform(-0.5, 0.5) * half
-        heading = rng.uniform(0, 2 * np.pi)
-    place = np.array([x, y + road.bend * x**2])
-    return PlacedCar(car, place, heading + np.arctan(2 * road.bend * x))
+    parked = (half - car.width / 2 - rng.uniform(0.15, 0.5), np.pi * rng.integers(2))
+    driving = (half * rng.uniform(0.35, 0.6), np.pi * (side > 0))
+    turning = (half * rng.uniform(0, 0.5), rng.uniform(0, 2 * np.pi))
+    from_middle, turn = (parked, driving, turning)[rng.choice(3, p=[0.5, 0.35, 0.15])]
+    heading = turn + rng.normal(0, 0.04) + np.arctan(2 * road.bend * x)
+    return PlacedCar(car, np.array([x, side * from_middle + road.bend * x**2]), heading)
 
 
 def _is_in_view(footprint: np.ndarray, view: View) -> bool:
@@ -342,7 +338,7 @@ def _is_in_view(footprint: np.ndarray, view: View) -> bool:
     cosine, sine = np.cos(view.yaw), np.sin(view.yaw)
     depth = toward @ [cosine, sine]
     across = toward @ [-sine, cosine]
-    return bool(depth.min() > 3.5 and abs(across.mean()) < 0.5 / view.zoom * depth.mean())
+    return bool(depth.min() > 4.5 and abs(across.mean()) < 0.5 / view.zoom * depth.mean())
 
 
 def _new_daylight(road: Road, rng: np.random.Generator) -> Daylight:
