@@ -27,7 +27,7 @@ from carvana.rendering.street import PlacedCar, Pole, Street, View
 SCENE_SIZE = (360, 480)  # (H, W) in pixels, unless another is asked for
 CAR, WHEEL, POLE, MIRROR = 4, 5, 6, 7  # indices into SCENE_CLASSES
 CLASS_OF_PART = np.array([0, CAR, CAR, WHEEL, MIRROR], np.uint8)  # by what paint_car tells apart
-POLE_PIXELS = (1.1, 4.0)  # thinnest and thickest pole in a picture POLE_WIDTH wide
+POLE_PIXELS = (1.1, 3.6)  # thinnest and thickest pole in a picture POLE_WIDTH wide
 POLE_WIDTH = 480
 TEXTURE_CELLS = 256  # of the ground's texture, which repeats
 TEXTURE_SCALE = 12.0  # cells a meter
@@ -166,7 +166,7 @@ def _shadow_of(
 
 
 def _paint_pole(canvas: StreetCanvas, pole: Pole, ground: float) -> None:
-    """Paint a lamp or a sign, as wide as it is, but at least a pixel and at most four."""
+    """Paint a lamp or a sign, as wide as it is, but within POLE_PIXELS."""
     foot = np.array([*pole.place, ground])
     top = foot + [0, 0, pole.height]
     depth = float(canvas.depth(foot))

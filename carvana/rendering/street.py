@@ -193,6 +193,7 @@ def _pick(colors: tuple, rng: np.random.Generator) -> np.ndarray:
 
 def _new_road(rng: np.random.Generator) -> Road:
     asphalt = _gray(rng.uniform(62, 150), 4, rng)
+    lightness = rng.choice([rng.uniform(0.7, 0.9), rng.uniform(1.1, 1.55), rng.uniform(1.1, 1.55)])
     markings = ((225, 225, 220), (225, 225, 220), (214, 170, 60))
     return Road(
         width=rng.uniform(6, 14.5),
@@ -200,7 +201,7 @@ def _new_road(rng: np.random.Generator) -> Road:
         curb=rng.uniform(0.05, 0.17),
         bend=rng.normal(0, 0.0012),
         asphalt=asphalt,
-        pavement=asphalt * rng.uniform(0.8, 1.45) + rng.normal(0, 6, 3),
+        pavement=asphalt * lightness + rng.normal(0, 4, 3),
         edging=_gray(rng.uniform(100, 190), 3, rng),
         marking=np.array(markings[rng.integers(len(markings))]) * rng.uniform(0.7, 1.05),
         dash=rng.choice([0.0, 2.0, 3.0, 5.0]),
