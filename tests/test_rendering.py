@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -220,18 +221,23 @@ def test_scenes_are_360_by_480_in_a_folder_of_their_own(tmp_path, run):
         assert photograph.size == (480, 360)
 
 
-def test_scenes_are_trained_on(tmp_path, run):
-    run(*SMALL_SCENES)
-    kinds = ("train-img", "train-mask", "val-img", "val-mask")
-    names = ("train_images", "train_masks", "val_images", "val_masks")
-    folders = [
-        word
-        for kind, name in zip(kinds, names, strict=True)
-        for word in (f"--{kind}-dir", f"data/scenes/{name}")
-    ]
-    classes = ("--classes", *SCENE_CLASSES)
-    done = run("train.py", *tiny_options(NUM_EPOCHS=1), *folders, *classes)
-    assert "4 training" in done.stdout
+def test_scenes_are_trained_on_as_documented(run):
+    """The commands of docs/your-data.md, with fewer and smaller scenes."""
+    text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
+    section = text[text.index("## Rendered street scenes") : text.index("## From elsewhere")]
+    commands = re.findall(r"^python (\S+) (.*)$", section, re.MULTILINE)
+    smaller = {
+        "prepare_data.py": SMALL_SCENES[1:],
+        "train.py": tiny_options(NUM_EPOCHS=1),
+        "evaluate.py": (),
+    }
+    assert [script for script, _ in commands] == list(smaller)
+    printed = {}
+    for script, options in commands:
+        printed[script] = run(script, *shlex.split(options), *smaller[script]).stdout
+    assert "2 images" in printed["evaluate.py"]
+    for name in SCENE_CLASSES:
+        assert re.search(rf"^  {name} +Dice .* set IoU ", printed["evaluate.py"], re.MULTILINE)
 
 
 # ---------------------------------------------------------------- sets
