@@ -4,6 +4,7 @@
     python prepare_data.py carvana-image-masking-challenge.zip  its outer zip, or that unpacked
     python prepare_data.py --images DIR --masks DIR   any two folders
     python prepare_data.py --demo                     no photographs yet: render cars in data/demo
+    python prepare_data.py --demo --scenes 300        render street scenes of 8 classes
     python prepare_data.py --check                    only check what is in place
 
 The cars are split into training, validation and, with --test-fraction, test.
@@ -33,7 +34,7 @@ from carvana.options import (
     resolve,
 )
 from carvana.preparing import FOLDERS, DataOptions, check, prepare, prepare_demo
-from carvana.rendering import ANGLES, PARTS, SetOptions
+from carvana.rendering import ANGLES, PARTS, SCENE_CLASSES, SCENE_SIZE, Kind, SetOptions
 from carvana.sources import open_sources
 from carvana.threads import keep_freed_memory
 
@@ -54,7 +55,8 @@ def parse_args(constants: dict[str, Constant]) -> argparse.Namespace:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="where the folders go (default data; data/demo with --demo; data/parts with --parts)",
+        help="where the folders go (default data; data/demo with --demo; data/parts with --parts; "
+        "data/scenes with --scenes)",
     )
     parser.add_argument("--check", action="store_true", help="only check what is in place")
     parser.add_argument(
@@ -132,6 +134,14 @@ def _add_demo_options(parser: argparse.ArgumentParser) -> None:
         help=f"with --demo: masks of {len(PARTS)} classes, {' '.join(PARTS)}",
     )
     parser.add_argument(
+        "--scenes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --demo: so many street scenes instead of cars, a photograph of each, with masks "
+        f"of {len(SCENE_CLASSES)} classes, {' '.join(SCENE_CLASSES)}",
+    )
+    parser.add_argument(
         "--cars",
         type=int,
         default=SetOptions.cars,
@@ -147,13 +157,14 @@ def _add_demo_options(parser: argparse.ArgumentParser) -> None:
         help=f"with --demo: photographs of each car, 1 to {ANGLES} (default %(default)s)",
     )
     height, width = SetOptions.size
+    scene_height, scene_width = SCENE_SIZE
     parser.add_argument(
         "--size",
         type=int,
         nargs=2,
-        default=SetOptions.size,
         metavar=("H", "W"),
-        help=f"with --demo: pixels (default {height} {width})",
+        help=f"with --demo: pixels (default {height} {width}; of scenes {scene_height} "
+        f"{scene_width})",
     )
 
 
@@ -196,18 +207,33 @@ def _check_demo(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
         if args.parts:
             parser.error("--parts goes with --demo; for masks of your own name their --classes")
         options = vars(args)
-        if any(options[name] != parser.get_default(name) for name in ("cars", "angles", "size")):
+        names = ("scenes", "cars", "angles", "size")
+        if any(options[name] != parser.get_default(name) for name in names):
             parser.error(
-                "--cars, --angles and --size go with --demo, which renders cars; "
+                "--scenes, --cars, --angles and --size go with --demo, which renders cars; "
                 "photographs are taken as they are"
             )
         return
-    height, width = args.size
+    if args.scenes != parser.get_default("scenes"):
+        _check_scenes(parser, args)
+    height, width = _choose_size(args)
     is_size_allowed = min(height, width) >= 16 and height * width <= MAX_DEMO_PIXELS
     if args.cars < 2 or not is_size_allowed or args.seed < 0 or args.test_fraction:
         parser.error(
             "--demo takes --cars of at least 2, a --size from 16 16 to the area of 1280 1918, "
             "a --seed of at least 0, and no --test-fraction"
+        )
+
+
+def _check_scenes(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raise a UserError for too few --scenes, or options that are about cars in a studio."""
+    if args.scenes < 2:
+        parser.error("--scenes takes at least 2: one to train on and one to validate on")
+    options = vars(args)
+    if any(options[name] != parser.get_default(name) for name in ("parts", "cars", "angles")):
+        parser.error(
+            "--scenes goes without --parts, --cars and --angles: each scene has its own cars, and "
+            "one photograph; omit these, or --scenes"
         )
 
 
@@ -253,6 +279,8 @@ def check_sources_stay(sources: Iterable[str | None], out: Path) -> None:
 
 
 def _choose_folder(args: argparse.Namespace) -> str:
+    if args.scenes:
+        return "data/scenes"
     if args.parts:
         return "data/parts"
     if args.demo:
@@ -260,17 +288,32 @@ def _choose_folder(args: argparse.Namespace) -> str:
     return "data"
 
 
+def _choose_size(args: argparse.Namespace) -> tuple[int, int]:
+    """Return (H, W) of the pictures to render."""
+    if args.size:
+        height, width = args.size
+        return height, width
+    return SCENE_SIZE if args.scenes else SetOptions.size
+
+
 def _read_demo_options(args: argparse.Namespace) -> SetOptions:
-    """Return what to render; at least one car is for training and one for validation."""
-    val_cars = max(1, round(args.cars * args.val_fraction))
+    """Return what to render; at least one car or scene is for training and one for validation."""
+    count = args.scenes or args.cars
+    val_count = max(1, round(count * args.val_fraction))
     return SetOptions(
-        cars=args.cars,
-        val_cars=min(val_cars, args.cars - 1),
-        angles=args.angles,
-        size=tuple(args.size),
+        cars=count,
+        val_cars=min(val_count, count - 1),
+        angles=1 if args.scenes else args.angles,
+        size=_choose_size(args),
         seed=args.seed,
-        parts=args.parts,
+        kind=_choose_kind(args),
     )
+
+
+def _choose_kind(args: argparse.Namespace) -> Kind:
+    if args.scenes:
+        return "scenes"
+    return "parts" if args.parts else "cars"
 
 
 def _exit_on_sigterm(signal_number: int, frame: FrameType | None) -> NoReturn:

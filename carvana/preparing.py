@@ -393,6 +393,9 @@ def _fill_with_cars(options: SetOptions, out: Path, force: bool, staging: Path) 
     """Render cars into the folders of staging/new; return what was done."""
     _refuse_other_data(out, force)  # before the seconds that rendering takes
     render_set(staging / "new", **asdict(options))
+    if options.kind == "scenes":
+        training = options.cars - options.val_cars
+        return f"{training} scenes to train on and {options.val_cars} to validate on, in {out}"
     return (
         f"{options.cars - options.val_cars} cars to train on and {options.val_cars} to validate "
         f"on, {options.angles} photographs of each, in {out}"

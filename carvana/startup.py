@@ -107,7 +107,8 @@ def _render_missing_cars(cfg: SimpleNamespace, presets: dict) -> None:
         if folder.exists():
             remove_leftovers(folder.parent)
         else:
-            render_set(folder.parent, parts=is_rendered(cfg, presets, "parts"))
+            kind = "parts" if is_rendered(cfg, presets, "parts") else "cars"
+            render_set(folder.parent, kind=kind)
     while not folder.exists():
         time.sleep(POLL_SECONDS)
 

@@ -1,8 +1,10 @@
 """Rendered cars, and the first run, which trains on them."""
 
 import contextlib
+import dataclasses
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,10 +19,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from carvana.pairs import CAR_REGEX, find_pairs, group_of
-from carvana.rendering import ANGLES, new_car, new_studio, render
+from carvana.rendering import (
+    ANGLES,
+    SCENE_CLASSES,
+    new_car,
+    new_street,
+    new_studio,
+    render,
+    render_scene,
+)
 from carvana.rendering.cars import BODIES
+from carvana.rendering.footprints import back_to_front, car_footprint, is_apart
 
 DEMO = ("prepare_data.py", "--demo")
+SMALL_SCENES = (*DEMO, "--scenes", 6, "--size", 90, 120, "--val-fraction", 0.3)
 SMALL_SET = ("--cars", 4, "--angles", 3, "--size", 64, 96)
 RENDER_SMALL_SET = """
 from carvana.rendering import render_set
@@ -56,6 +68,176 @@ def test_rendered_body_is_seen_from_every_side(body):
     shares = [render(car, studio, angle, (96, 144), rng)[1].mean() for angle in range(ANGLES)]
     assert max(shares[2:7]) > 1.2 * shares[0]  # longer from the side
     assert min(shares) > 0.04
+
+
+# ---------------------------------------------------------------- scenes
+
+
+def street_scene(seed, size=(360, 480), **changes):
+    """Return a street, with changes to its fields, and its photograph and mask."""
+    rng = np.random.default_rng(seed)
+    street = dataclasses.replace(new_street(rng), **changes)
+    return street, *render_scene(street, size, rng)
+
+
+def is_class(mask, name):
+    """Return where a scene's mask is of a class, uint8 (H, W) of 0 and 1."""
+    return (mask == SCENE_CLASSES.index(name)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def scene_masks():
+    return [street_scene(seed)[2] for seed in range(12)]
+
+
+def test_scenes_hold_every_class_in_its_share(scene_masks):
+    bounds = {
+        "sky": (0.03, 0.4),
+        "building": (0.2, 0.7),
+        "road": (0.1, 0.5),
+        "sidewalk": (0.02, 0.3),
+        "car": (0.01, 0.25),
+        "wheel": (0.001, 0.04),
+        "pole": (0.002, 0.03),
+        "mirror": (0.00005, 0.004),
+    }
+    assert tuple(bounds) == SCENE_CLASSES
+    for name, (lowest, highest) in bounds.items():
+        shares = [is_class(mask, name).mean() for mask in scene_masks]
+        assert lowest < np.mean(shares) < highest, name
+        assert sum(share > 0 for share in shares) >= 9, name
+
+
+def test_scenes_differ(scene_masks):
+    """A scene's mask is no copy of another's."""
+    agreements = [
+        np.mean(first == second)
+        for i, first in enumerate(scene_masks)
+        for second in scene_masks[:i]
+    ]
+    assert max(agreements) < 0.9
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_poles_of_scenes_are_thin(seed):
+    """A bare post is one to four pixels wide, from left to right."""
+    street = new_street(np.random.default_rng(seed))
+    for pole in street.poles:
+        bare = pole._replace(arm=0.0, plate=0.0)
+        mask = is_class(street_scene(seed, cars=(), poles=(bare,))[2], "pole")
+        widths = mask.sum(axis=1)[mask.any(axis=1)]
+        assert widths.size == 0 or 1 <= np.median(widths) <= 4
+        assert widths.max(initial=0) <= 5
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_wheels_and_mirrors_of_scenes_touch_cars(seed):
+    mask = street_scene(seed, poles=())[2]  # one before a car may cut a piece off
+    near_car = cv2.dilate(is_class(mask, "car"), np.ones((5, 5), np.uint8))
+    for name in ("wheel", "mirror"):
+        count, labels = cv2.connectedComponents(is_class(mask, name))
+        assert all(near_car[labels == i].any() for i in range(1, count))
+    assert is_class(mask, "wheel").any()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scene_without_things_shows_what_they_hid(seed):
+    """Sky, buildings and ground are the same with and without cars and poles before them."""
+    _, _, mask = street_scene(seed)
+    _, _, empty = street_scene(seed, cars=(), poles=())
+    setting = mask < SCENE_CLASSES.index("car")
+    edges = cv2.dilate((~setting).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    assert set(np.unique(empty)) <= {0, 1, 2, 3}
+    assert np.array_equal(mask[~edges], empty[~edges])
+
+
+def test_scene_picture_shows_the_mask():
+    """Where things are in the mask, the picture differs from the one without them."""
+    street, _, _ = street_scene(3)
+    calm = dataclasses.replace(street.exposure, noise=0.0, softness=0.2)
+    _, full, mask = street_scene(3, exposure=calm)
+    _, empty, _ = street_scene(3, exposure=calm, cars=(), poles=())
+    difference = np.abs(full.astype(int) - empty.astype(int)).max(axis=2)
+    things = mask >= SCENE_CLASSES.index("car")
+    around = cv2.dilate(things.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    above = mask <= SCENE_CLASSES.index("building")  # cars have shadows on the ground
+    assert np.mean(difference[things] > 4) > 0.9
+    assert difference[~around & above].max() <= 1
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 10**6))
+def test_nearer_cars_hide_farther_ones(seed):
+    """Each car's pixels are its own unless what comes later in the order covers them."""
+    street = new_street(np.random.default_rng(seed))
+    eye = np.array([0, street.view.offset])
+    footprints = [car_footprint(*placed) for placed in street.cars]
+    assert 1 <= len(footprints) <= 5
+    order = back_to_front(footprints, eye)
+    assert sorted(order) == list(range(len(footprints)))
+    for place, i in enumerate(order):
+        for j in order[place + 1 :]:
+            assert is_apart(footprints[i], footprints[j])
+            distances = [first_hits(footprints[k], eye) for k in (i, j)]
+            both = np.isfinite(distances).all(axis=0)
+            assert (distances[0][both] > distances[1][both]).all()
+
+
+def first_hits(footprint, eye):
+    """Return how far a footprint is from an eye in 720 directions, infinite beside it."""
+    directions = np.linspace(-np.pi / 2, np.pi / 2, 720)
+    rays = np.stack([np.cos(directions), np.sin(directions)], axis=1)
+    nearest = np.full(len(rays), np.inf)
+    for i in range(len(footprint)):
+        start, along = footprint[i - 1] - eye, footprint[i] - footprint[i - 1]
+        across = rays[:, 0] * along[1] - rays[:, 1] * along[0]
+        distance = (start[0] * along[1] - start[1] * along[0]) / across
+        share = (start[0] * rays[:, 1] - start[1] * rays[:, 0]) / across
+        hit = (share >= 0) & (share <= 1) & (distance > 0)
+        nearest[hit] = np.minimum(nearest, distance)[hit]
+    return nearest
+
+
+def test_set_of_scenes_is_complete_and_the_same_each_time(tmp_path, run):
+    done = run(*SMALL_SCENES, "--out", "one")
+    assert "4 scenes to train on and 2 to validate on, in one" in done.stdout
+    run(*SMALL_SCENES, "--out", "two")
+    run(*SMALL_SCENES, "--out", "other", "--seed", 1)
+    files = file_contents(tmp_path / "one")
+    assert len(files) == 12
+    assert file_contents(tmp_path / "two") == files
+    assert not files.keys() & file_contents(tmp_path / "other").keys()
+    for path in (tmp_path / "one/train_masks").iterdir():
+        with Image.open(path) as mask:
+            assert (mask.mode, mask.format, mask.size) == ("P", "PNG", (120, 90))
+            assert np.array(mask).max() < len(SCENE_CLASSES)
+    run("prepare_data.py", "--check", "--out", "one", "--classes", *SCENE_CLASSES)
+
+
+def test_scenes_are_360_by_480_in_a_folder_of_their_own(tmp_path, run):
+    run(*DEMO, "--scenes", 2)
+    (path,) = (tmp_path / "data/scenes/val_images").iterdir()
+    with Image.open(path) as photograph:
+        assert photograph.size == (480, 360)
+
+
+def test_scenes_are_trained_on_as_documented(run):
+    """The commands of docs/your-data.md, with fewer and smaller scenes."""
+    text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
+    section = text[text.index("## Rendered street scenes") : text.index("## From elsewhere")]
+    commands = re.findall(r"^python (\S+) (.*)$", section, re.MULTILINE)
+    smaller = {
+        "prepare_data.py": SMALL_SCENES[1:],
+        "train.py": tiny_options(NUM_EPOCHS=1),
+        "evaluate.py": (),
+    }
+    assert [script for script, _ in commands] == list(smaller)
+    printed = {}
+    for script, options in commands:
+        printed[script] = run(script, *shlex.split(options), *smaller[script]).stdout
+    assert "2 images" in printed["evaluate.py"]
+    for name in SCENE_CLASSES:
+        assert re.search(rf"^  {name} +Dice .* set IoU ", printed["evaluate.py"], re.MULTILINE)
 
 
 # ---------------------------------------------------------------- sets

@@ -218,12 +218,14 @@ def test_resolutions_begin_with_smaller_class_masks(tmp_path, run):
 def test_document_is_right(tmp_path):
     """docs/your-data.md, its commands as printed."""
     text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
-    # Files of other programs, and folders of your own, are tested elsewhere.
-    for section in (
+    # Files of other programs, folders of your own and rendered scenes are tested elsewhere.
+    elsewhere = (
         "Scenes that your photographs do not show",
         "More than three channels",
+        "Rendered street scenes",
         "From elsewhere",
-    ):
+    )
+    for section in elsewhere:
         text = re.sub(f"## {section}.*?\n(?=## )", "", text, flags=re.DOTALL)
     commands = re.findall(r"^python (\S+) (.*)$", text, re.MULTILINE)
     scripts = "prepare_data.py explore.py prepare_data.py train.py evaluate.py inference.py"

@@ -29,7 +29,7 @@ def paint_studio(
         _paint_ring(scene, ring, camera)
     if studio.curb.top < 1:
         _paint_curb(scene, studio.curb)
-    return scene * (1 - _cast_shadow(studio.light, car, camera, size))
+    return scene * (1 - cast_shadow(studio.light, car, camera, size))
 
 
 def _reduce_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -135,7 +135,7 @@ def _paint_curb(scene: np.ndarray, curb: Curb) -> None:
     scene[rows > curb.top + 0.03] *= 0.6
 
 
-def _cast_shadow(light: Light, car: Car, camera: Camera, size: tuple[int, int]) -> np.ndarray:
+def cast_shadow(light: Light, car: Car, camera: Camera, size: tuple[int, int]) -> np.ndarray:
     """Return the darkness of the floor around the car, float32 (H, W, 1) in 0 to 1."""
     height, width = size
     small = _reduce_size(size)

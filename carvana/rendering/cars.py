@@ -9,6 +9,7 @@ PARTS = ("background", "body", "glass", "wheels")  # what masks of parts tell ap
 BODY = 1  # indices into PARTS
 GLASS = 2
 WHEELS = 3
+MIRRORS = 4  # beyond PARTS, whose masks count them as body; scenes tell them apart
 
 Range = tuple[float, float]  # lowest and highest
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from carvana.rendering.camera import Camera
 from carvana.rendering.canvas import Canvas
-from carvana.rendering.cars import WHEELS, Car
+from carvana.rendering.cars import MIRRORS, WHEELS, Car
 from carvana.rendering.shapes import DARK, Shell, box, build_shell, disc
 from carvana.rendering.studio import Light
 
@@ -99,7 +99,7 @@ def _paint_side(canvas: Canvas, car: Car, side: int, near: bool) -> None:
     arm = box(mirror + [0.02, side * half_width, -0.05], [0.06, 0.2, 0.05])
     canvas.fill_hull(arm, DARK)
     housing = box(mirror + [0, side * (half_width + 0.12), 0.02], [0.13, 0.20, 0.15])
-    canvas.fill_hull(housing, car.finish.paint * 0.75)
+    canvas.fill_hull(housing, car.finish.paint * 0.75, MIRRORS)
 
 
 def _paint_wheel(canvas: Canvas, car: Car, x: float, side: int, near: bool) -> None:

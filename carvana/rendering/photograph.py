@@ -1,11 +1,13 @@
 """Rendering a photograph: a car in its studio, with its exact mask."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
 from carvana.rendering.backdrop import paint_studio
 from carvana.rendering.camera import place_camera
-from carvana.rendering.cars import PARTS, Car
+from carvana.rendering.cars import BODY, MIRRORS, PARTS, Car
 from carvana.rendering.painting import paint_car
 from carvana.rendering.studio import Exposure, Studio
 
@@ -50,20 +52,21 @@ def render(
     scene = scene * (1 - covered) + painted[..., :3]
     mask = (covered[..., 0] >= 0.5).astype(np.uint8)
     if parts:
-        mask *= _largest_part(fine_parts, size)
-    return _expose(scene, studio.exposure, rng), mask
+        fine_parts[fine_parts == MIRRORS] = BODY
+        mask *= largest_part(fine_parts, range(1, len(PARTS)), size)
+    return expose(scene, studio.exposure, rng), mask
 
 
-def _largest_part(fine_parts: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return uint8 (H, W): the part of the car that covers most of each pixel, of PARTS[1:]."""
+def largest_part(fine_parts: np.ndarray, parts: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """Return uint8 (H, W): which of some parts covers most of each pixel; of equals, the first."""
     shares = []
-    for index in range(1, len(PARTS)):
+    for index in parts:
         is_part = (fine_parts == index).view(np.uint8) * np.uint8(255)
         shares.append(cv2.resize(is_part, size[::-1], interpolation=cv2.INTER_AREA))
-    return (1 + np.argmax(shares, axis=0)).astype(np.uint8)
+    return np.array(parts, np.uint8)[np.argmax(shares, axis=0)]
 
 
-def _expose(scene: np.ndarray, exposure: Exposure, rng: np.random.Generator) -> np.ndarray:
+def expose(scene: np.ndarray, exposure: Exposure, rng: np.random.Generator) -> np.ndarray:
     """Return the photograph (H, W, 3) uint8 that the camera takes of a scene."""
     height, width = scene.shape[:2]
     blur = exposure.softness * (0.6 + width / 1000)

@@ -1,4 +1,4 @@
-"""A data set of rendered cars, in the folders and files of Carvana's."""
+"""A data set of rendered cars or street scenes, in the folders and files of Carvana's."""
 
 import glob
 import hashlib
@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -24,28 +24,37 @@ from carvana.files import is_abandoned, random_token, write_image
 from carvana.rendering.camera import ANGLES
 from carvana.rendering.cars import PARTS, new_car
 from carvana.rendering.photograph import render
+from carvana.rendering.scenery import SCENE_CLASSES
+from carvana.rendering.scenes import render_scene
+from carvana.rendering.street import new_street
 from carvana.rendering.studio import new_studio
 
 BLACK_AND_WHITE = (0, 0, 0, 255, 255, 255)  # palette of Carvana's masks
+Kind = Literal["cars", "parts", "scenes"]
+CLASSES: dict[Kind, tuple[str, ...]] = {  # that masks tell apart
+    "cars": ("car",),
+    "parts": PARTS,
+    "scenes": SCENE_CLASSES,
+}
 
 
 @dataclass(frozen=True)
 class SetOptions:
-    """Which cars a set has, and what its files are like."""
+    """Which cars or scenes a set has, and what its files are like."""
 
-    cars: int = 28
+    cars: int = 28  # or scenes
     val_cars: int = 4  # how many of them are for validation: the last ones
-    angles: int = 10  # photographs of each car, 1 to 16, spread over the full turn
+    angles: int = 10  # photographs of each car, 1 to 16, spread over the full turn; 1 of a scene
     size: tuple[int, int] = (320, 480)  # (H, W) in pixels
     seed: int = 0
-    parts: bool = False  # masks of PARTS instead of cars
+    kind: Kind = "cars"  # cars or their parts in a studio, or scenes in a street
 
 
 class Job(NamedTuple):
     """A photograph and a mask to render."""
 
     options: SetOptions
-    car: int  # number of the car in its set, from 0
+    car: int  # number of the car or scene in its set, from 0
     stop: int  # of the turntable, 1 to 16, as in the file's name
     photograph: Path
     mask: Path
@@ -93,9 +102,9 @@ def _plan(options: SetOptions, folder: Path) -> list[Job]:
     """Return what is to be rendered into the set's folders below `folder`.
 
     A photograph is <12 hex digits>_<01..16>.jpg. Its mask is <12 hex digits>_<01..16>_mask.gif in
-    black and white, or .png in a color for each part.
+    black and white, or .png in a color for each class.
     """
-    ending = ".png" if options.parts else ".gif"
+    ending = ".gif" if options.kind == "cars" else ".png"
     jobs = []
     for car in range(options.cars):
         is_validation = car >= options.cars - options.val_cars
@@ -145,17 +154,36 @@ def _end_with_parent() -> None:
 def _render_pair(job: Job) -> None:
     """Write a photograph and its mask."""
     cv2.setNumThreads(1)
+    render_pair = _render_scene if job.options.kind == "scenes" else _render_car
+    photograph, mask, quality = render_pair(job)
+    write_image(Image.fromarray(photograph), job.photograph, quality=quality)
+    mask_image = Image.fromarray(mask)
+    mask_image.putpalette(_palette(job.options.kind))
+    write_image(mask_image, job.mask)
+
+
+def _render_car(job: Job) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return a photograph of a car in a studio, its mask, and the quality of the JPEG file."""
     options = job.options
     rng = np.random.default_rng([options.seed, job.car])
     car = new_car(rng)
     studio = new_studio(rng)
     rng = np.random.default_rng([options.seed, job.car, job.stop])
-    photograph, mask = render(car, studio, job.stop - 1, options.size, rng, options.parts)
-    quality = studio.exposure.quality
-    write_image(Image.fromarray(photograph), job.photograph, quality=quality)
-    mask_image = Image.fromarray(mask)
-    if options.parts:
-        mask_image.putpalette(Classes(names=PARTS, ignore=255).mask_colors().tobytes())
-    else:
-        mask_image.putpalette(BLACK_AND_WHITE)
-    write_image(mask_image, job.mask)
+    is_parts = options.kind == "parts"
+    photograph, mask = render(car, studio, job.stop - 1, options.size, rng, is_parts)
+    return photograph, mask, studio.exposure.quality
+
+
+def _render_scene(job: Job) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return a photograph of a street, its mask, and the quality of the JPEG file."""
+    rng = np.random.default_rng([job.options.seed, job.car])
+    street = new_street(rng)
+    photograph, mask = render_scene(street, job.options.size, rng)
+    return photograph, mask, street.exposure.quality
+
+
+def _palette(kind: Kind) -> bytes:
+    """Return the colors in which masks of a kind of set are stored."""
+    if kind == "cars":
+        return bytes(BLACK_AND_WHITE)
+    return Classes(names=CLASSES[kind], ignore=255).mask_colors().tobytes()

@@ -116,7 +116,7 @@ def new_studio(rng: np.random.Generator) -> Studio:
         rings=_new_rings(rng),
         curb=_new_curb(rng),
         sign=_new_sign(rng),
-        light=_new_light(rng),
+        light=new_light(rng),
         exposure=_new_exposure(rng),
     )
 
@@ -174,7 +174,8 @@ def _new_sign(rng: np.random.Generator) -> Sign:
     )
 
 
-def _new_light(rng: np.random.Generator) -> Light:
+def new_light(rng: np.random.Generator) -> Light:
+    """Return random light."""
     return Light(
         shadow=rng.uniform(0.3, 0.9),
         spread=rng.uniform(0.01, 0.05),
