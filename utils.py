@@ -96,7 +96,7 @@ def evaluate(
         check_readable(dataset)
         loader = make_loader(
             dataset,
-            loading.batch_size,
+            loading.batch_size if dataset.reading.size else 1,  # several sizes are no batch
             loading.num_workers,
             sampler=distributed.shard(len(dataset)),
             device=own_device,

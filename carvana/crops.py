@@ -11,7 +11,7 @@ import numpy as np
 from carvana.classes import Classes
 from carvana.images import Size
 
-MAX_PLACES = 256  # of each class in a picture that crops are drawn around
+MAX_PLACES = 128  # of each class in a picture that crops are drawn around
 
 
 class Window(NamedTuple):
@@ -81,7 +81,7 @@ def find_places(mask: np.ndarray, classes: Classes) -> list[np.ndarray]:
         mask: uint8 (H, W), as training takes it: levels of a single class, else indices.
 
     Returns:
-        For each of these classes int (n, 2), rows and columns of up to MAX_PLACES of its pixels,
+        For each of these classes int32 (n, 2), rows and columns of up to MAX_PLACES of its pixels,
         evenly spread over them.
     """
     if classes.single:
@@ -95,5 +95,6 @@ def find_places(mask: np.ndarray, classes: Classes) -> list[np.ndarray]:
     for value in np.flatnonzero(counts):
         pixels = np.flatnonzero(values == value)
         chosen = pixels[:: -(-len(pixels) // MAX_PLACES)]
-        places.append(np.stack(np.divmod(chosen, mask.shape[1]), axis=1))
+        rows, columns = np.divmod(chosen, mask.shape[1])
+        places.append(np.stack([rows, columns], axis=1).astype(np.int32))
     return places

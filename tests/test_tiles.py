@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -227,6 +229,40 @@ def write_tiny_things(folder, counts=(("train", 12), ("val", 4)), **options):
             picture, mask = tiny_things(np.random.default_rng([seed, number]), **options)
             Image.fromarray(picture).save(folder / f"data/{split}_images/{number}.jpg", quality=95)
             Image.fromarray(mask).save(folder / f"data/{split}_masks/{number}.png")
+
+
+def test_small_things_are_trained_on_as_documented(tmp_path):
+    """docs/your-data.md, the section on small things, with smaller pictures and a smaller network.
+
+    One of the pictures is smaller than a crop, one than a window.
+    """
+    for kind in ("slides", "outlines"):
+        (tmp_path / kind).mkdir()
+    sizes = ((300, 400), (220, 520), (600, 700), (520, 530))
+    for number, size in enumerate(sizes):
+        picture, mask = tiny_things(np.random.default_rng(number), size, things=4)
+        Image.fromarray(picture).save(tmp_path / f"slides/{number}.jpg")
+        Image.fromarray(mask).save(tmp_path / f"outlines/{number}.png")
+    text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
+    section = re.search("## Small things in large pictures\n(.*?)\n## ", text, re.DOTALL)[1]
+    commands = re.findall(r"^python (\S+) (.*)$", section, re.MULTILINE)
+    smaller = {
+        "prepare_data.py": (),
+        "train.py": ("--features", "4", "8", "--num-epochs", "1", "--crops-per-image", "2"),
+        "inference.py": ("--gallery",),
+    }
+    assert [script for script, _ in commands] == list(smaller)
+    printed = {}
+    for script, words in commands:
+        finished = run_script(tmp_path, script, *shlex.split(words), *smaller[script])
+        printed[script] = finished.stdout
+    assert (
+        "3 training and 1 validation images at own size, 2 crops of 256x256"
+        in (printed["train.py"])
+    )
+    (photograph,) = (tmp_path / "data/val_images").iterdir()
+    mask = tmp_path / f"outputs/{photograph.stem}_mask.png"
+    assert picture_width_height(mask) == picture_width_height(photograph)
 
 
 WHOLE = ("--crop-height", "0", "--crop-width", "0", "--crops-per-image", "1", "--tile", "0")

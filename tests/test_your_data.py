@@ -218,9 +218,10 @@ def test_resolutions_begin_with_smaller_class_masks(tmp_path, run):
 def test_document_is_right(tmp_path):
     """docs/your-data.md, its commands as printed."""
     text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
-    # Files of other programs, folders of your own and rendered scenes are tested elsewhere.
+    # Files of other programs, folders of your own and what is rendered are tested elsewhere.
     elsewhere = (
         "Scenes that your photographs do not show",
+        "Small things in large pictures",
         "More than three channels",
         "Rendered street scenes",
         "From elsewhere",
