@@ -13,7 +13,7 @@ import config
 from carvana import options
 from carvana.errors import one_line, user_errors
 from carvana.files import PAIR_FILE, check_not_inputs, replacing
-from carvana.model_config import check_image_levels
+from carvana.model_config import check_image_levels, check_windows
 from carvana.naming import AFFIX_CONSTANTS, Naming
 from carvana.opening import set_max_megapixels
 from carvana.pairs import find_pairs, warn_of_left_out
@@ -36,11 +36,13 @@ def parse_args() -> argparse.Namespace:
     )
     _add_mask_options(parser)
     parser.add_argument("--json", metavar="FILE", help="write all scores there, image by image")
+    options.add_window_options(parser)
     options.add_device_option(parser)
     args = parser.parse_args()
     args.cfg = options.resolve(config, args)
     set_max_megapixels(args.cfg.MAX_MEGAPIXELS)
     check_image_levels(args.image_levels)
+    args.windows = check_windows(args.tile, args.tile_overlap)
     options.check_model_file(args.model)
     options.check_json_folder(args.json)
     pairs = find_pairs(args.images, args.masks, Naming.from_constants(vars(args.cfg)))
@@ -85,7 +87,12 @@ def main() -> None:
     mask_constants = {"MASK_VALUES": args.mask_values, "MASK_THRESHOLD": args.mask_threshold}
     given = {name: value for name, value in mask_constants.items() if value is not None}
     loading = utils.Loading(
-        Naming.from_constants(vars(cfg)), cfg.BATCH_SIZE, cfg.NUM_WORKERS, given, args.image_levels
+        Naming.from_constants(vars(cfg)),
+        cfg.BATCH_SIZE,
+        cfg.NUM_WORKERS,
+        given,
+        args.image_levels,
+        args.windows,
     )
     scores = utils.evaluate(args.model, args.images, args.masks, loading, args.device)
     if scores is None:  # of several processes the first one reports

@@ -17,7 +17,7 @@ from carvana.errors import UserError, bullet_list, user_errors, warn
 from carvana.files import check_not_inputs
 from carvana.framing import LARGEST_MARGIN, MARGIN, Framing, check_framing, parse_size
 from carvana.matting import parse_background
-from carvana.model_config import check_image_levels
+from carvana.model_config import check_image_levels, check_windows
 from carvana.opening import IMAGE_TYPES, set_max_megapixels
 from carvana.photographs import ENDINGS, FORMATS, Photograph, find_photographs, in_format
 from carvana.submission_settings import run_settings, settings_of
@@ -147,6 +147,7 @@ def add_prediction_options(group: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="photographs that the network sees at once; default %(default)s",
     )
+    options.add_window_options(group)
     options.add_device_option(group)
 
 
@@ -163,6 +164,7 @@ def parse_args() -> argparse.Namespace:
             f"--batch-size: expected 1..{MAX_BATCH_SIZE} photographs, found {args.batch_size}"
         )
     check_image_levels(args.image_levels)
+    args.windows = check_windows(args.tile, args.tile_overlap)
     check_cutout_options(args)
     args.framing = parse_framing(args)
     if args.gallery and not config.GALLERY_MAX:
@@ -229,10 +231,17 @@ def check_outputs(args: argparse.Namespace, photographs: Sequence[Photograph]) -
                 f"{args.rle} already exists, and what it was written with is not known; remove it, "
                 "or name another file"
             )
-        if settings != run_settings(args.model, args.threshold, args.tta, args.image_levels):
+        expected = run_settings(
+            args.model, args.threshold, args.tta, args.image_levels, args.windows
+        )
+        changed = {name for name in settings | expected if settings.get(name) != expected.get(name)}
+        if changed:
+            others = "another model, --threshold, --tta or --image-levels"
+            if changed <= {"TILE", "TILE_OVERLAP"}:
+                others = "another --tile or --tile-overlap"
             raise UserError(
-                f"{args.rle} already exists and was written with another model, --threshold, "
-                "--tta or --image-levels; remove it, or name another file"
+                f"{args.rle} already exists and was written with {others}; remove it, or name "
+                "another file"
             )
 
 
@@ -277,6 +286,7 @@ def main() -> None:
         threshold=args.threshold,
         levels=args.image_levels or 0,
         tta=args.tta,
+        windows=args.windows,
         batch_size=args.batch_size,
     )
     mask_photographs(photographs, failures, masking, utils.load_model, args.device)

@@ -13,7 +13,7 @@ from carvana.cutouts import cutout
 from carvana.device import find_device
 from carvana.evaluation import check_accuracy, save_predictions_as_imgs
 from carvana.exported import is_exported, load_exported
-from carvana.model_config import mask_classes, model_config, network_size
+from carvana.model_config import mask_classes, model_config, network_size, set_windows
 from carvana.naming import NAMING, Naming
 from carvana.predicting import predict
 from carvana.two_values import settle_values
@@ -59,6 +59,7 @@ class Loading(NamedTuple):
     num_workers: int = -1  # as many as this machine needs
     mask_constants: dict[str, Any] | None = None  # MASK_VALUES, MASK_THRESHOLD; None: the model's
     levels: int | None = None  # of 16-bit photographs; None: the model's
+    windows: dict[str, Any] | None = None  # TILE, TILE_OVERLAP; None: the model's
 
 
 def evaluate(
@@ -76,6 +77,7 @@ def evaluate(
     loading = loading or Loading()
     with distributed.process_group(find_device(device)) as own_device:
         model = load_model(path, own_device)
+        set_windows(model, loading.windows or {})
         trained = model_config(model)
         classes = mask_classes(trained, loading.mask_constants or {})
         dataset = CarvanaDataset(

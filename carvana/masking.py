@@ -4,8 +4,8 @@ import contextlib
 import functools
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +47,7 @@ from carvana.model_config import (
     model_classes,
     model_config,
     network_size,
+    set_windows,
 )
 from carvana.photographs import BACKGROUND, CUTOUT, MASK, OVERLAY, Photograph, in_format
 from carvana.predicting import foreground_logits, network_bands, network_logits, upsample
@@ -77,6 +78,7 @@ class MaskingOptions:
     levels: int = 0  # of 16-bit photographs; 0: the model's own
     pixels: Pixels = PIXELS  # the model's own, with these levels
     tta: bool = False
+    windows: Mapping[str, Any] = field(default_factory=dict)  # TILE, TILE_OVERLAP; {}: the model's
     batch_size: int = 4
     preview: int = 0  # pixels of the longer side of Masked.previews; 0: there are none
 
@@ -120,6 +122,7 @@ def mask_photographs(
     """
     with distributed.process_group(find_device(device_name)) as device:
         model = load_model(options.model, device)
+        set_windows(model, options.windows)
         given_levels = options.levels
         options = settle_options(options, model)
         if distributed.FIRST:
@@ -130,7 +133,9 @@ def mask_photographs(
         with contextlib.ExitStack() as stack:
             submission = None
             if options.rle:
-                settings = run_settings(options.model, options.threshold, options.tta, given_levels)
+                settings = run_settings(
+                    options.model, options.threshold, options.tta, given_levels, options.windows
+                )
                 submission = stack.enter_context(Submission(options.rle, settings))
             run = MaskingRun(options, model, submission)
             run.failures = failures if distributed.FIRST else []

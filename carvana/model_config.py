@@ -113,6 +113,39 @@ def check_image_levels(levels: int | None) -> None:
         raise UserError(f"--image-levels: {error}") from error
 
 
+def check_windows(tile: int | None, overlap: float | None) -> dict[str, Any]:
+    """Return the constants that --tile and --tile-overlap change; None leaves the model's own.
+
+    Raises:
+        UserError: a value is wrong.
+    """
+    given = {"TILE": tile, "TILE_OVERLAP": overlap}
+    changes = {name: value for name, value in given.items() if value is not None}
+    for name, value in changes.items():
+        try:
+            check(value, parse_annotation(MODEL_CONSTANTS[name].type))
+        except ValueError as error:
+            raise UserError(f"--{name.lower().replace('_', '-')}: {error}") from error
+    return changes
+
+
+def set_windows(model: Any, changes: Mapping) -> None:
+    """Have a model look through other windows than it carries.
+
+    Args:
+        changes: of check_windows.
+
+    Raises:
+        UserError: it is for pictures at their own size, which need windows.
+    """
+    config = model_config(model) | dict(changes)
+    faults = size_faults(config)
+    if changes and faults:
+        raise UserError(f"--tile: {'; '.join(faults)}")
+    if changes:
+        unwrapped(model).config = config
+
+
 def network_size(config: Mapping) -> tuple[int, int] | None:
     """Return (height, width) that pictures are scaled to; None: each keeps its own."""
     if not config["IMAGE_HEIGHT"]:

@@ -166,6 +166,23 @@ def add_model_option(parser: argparse.ArgumentParser, description: str) -> None:
     )
 
 
+def add_window_options(parser: argparse._ActionsContainer) -> None:
+    """Give a parser --tile and --tile-overlap."""
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="side of the windows that slide over a picture, in pixels; 0: the whole picture at "
+        "once; default: as the model was trained",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=float,
+        metavar="SHARE",
+        help="of a window that the next one covers again, 0..0.9; default: likewise",
+    )
+
+
 def add_pair_folders(parser: argparse.ArgumentParser, image_dir: str, mask_dir: str) -> None:
     """Give a parser --images and --masks with these defaults."""
     for name, default, description in (

@@ -2,17 +2,24 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def run_settings(
-    model: str | Path, threshold: float | None, tta: bool, levels: int | None = None
+    model: str | Path,
+    threshold: float | None,
+    tta: bool,
+    levels: int | None = None,
+    windows: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what must be the same for a csv to be continued."""
     digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
-    settings = {"model": digest, "threshold": threshold, "tta": tta}
-    return settings | {"levels": levels} if levels else settings
+    settings: dict[str, Any] = {"model": digest, "threshold": threshold, "tta": tta}
+    if levels:
+        settings["levels"] = levels
+    return settings | dict(windows or {})
 
 
 def settings_of(path: str | Path) -> dict[str, Any] | None:

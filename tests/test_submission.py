@@ -85,6 +85,14 @@ def test_submission_of_another_run_is_refused(work, run, change):
     assert (work / "a.csv").read_bytes() == whole
 
 
+def test_submission_of_other_windows_is_refused(work, run):
+    arguments = (*OWN_MODEL, "--img", "photos", "--rle", "a.csv", "--no-save")
+    run("inference.py", *arguments, "--tile", 32)
+    assert "0 photographs" in run("inference.py", *arguments, "--tile", 32).stdout
+    stderr = run("inference.py", *arguments, "--tile", 48, status=2).stderr
+    assert "was written with another --tile or --tile-overlap; remove it" in stderr
+
+
 def test_submission_takes_long_rows_and_odd_names(tmp_path):
     names = ["a,b.jpg", "a,c.jpg", "\udcff.jpg", 'a "b".jpg']
     for done in (0, 2, 4):

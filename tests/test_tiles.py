@@ -150,6 +150,44 @@ def test_inference_at_own_size_makes_cutouts_and_a_page(tmp_path):
     assert (tmp_path / "outputs/index.html").exists()
 
 
+def test_windows_can_be_chosen_for_one_command(tmp_path):
+    write_pairs(tmp_path / "photos", tmp_path / "masks", cars=1, height=60, width=97)
+    write_model(tmp_path / BEST)
+    photograph = min((tmp_path / "photos").iterdir())
+    data = ("--images", "photos", "--masks", "masks", "--json", "scores.json")
+    masks = {}
+    for tile in ("0", "20"):
+        words = ("--tile", tile, "--tile-overlap", "0.5")
+        run_script(tmp_path, "inference.py", *OWN_MODEL, "--img", photograph, *words)
+        mask = read_image(tmp_path / f"outputs/{photograph.stem}_mask.png", channels=1)
+        masks[tile] = mask[..., 0] > 127
+        run_script(tmp_path, "evaluate.py", *OWN_MODEL, *data, *words)
+        rows = json.loads((tmp_path / "scores.json").read_text())["images"]
+        truth = read_image(tmp_path / f"masks/{photograph.stem}_mask.gif", channels=1)[..., 0] > 127
+        both = (masks[tile] & truth).sum()
+        dice = 2 * both / (masks[tile].sum() + truth.sum())
+        assert rows[0]["full_dice"] == pytest.approx(dice, abs=1e-3)
+    assert (masks["0"] != masks["20"]).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--tile", "-1"), "--tile: expected 0..16384 pixels, found -1"),
+        (("--tile-overlap", "1"), "--tile-overlap: expected 0.0..0.9 share, found 1"),
+        (
+            ("--tile", "0"),
+            "--tile: IMAGE_HEIGHT: 0 keeps pictures at their own size, which needs TILE",
+        ),
+    ],
+)
+def test_windows_that_cannot_be_are_refused(tmp_path, words, message):
+    own_size_model(tmp_path)
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+    words = ("--model", "own.pth.tar", "--img", "a.png", *words)
+    assert message in run_script(tmp_path, "inference.py", *words, status=2).stderr
+
+
 def test_evaluation_in_tiles_counts_blended_logits():
     torch.manual_seed(0)
     network = UNET(features=[4])
