@@ -344,9 +344,10 @@ def first_batches(
     loader: DataLoader, epoch: int, images: int, crops: Crops | None = None
 ) -> DataLoader:
     """Return a loader of the first images of a training epoch, or of other crops of them."""
-    keys: Sequence = [(epoch, index) for index in loader.sampler.order(epoch)[:images]]
     dataset = copy.copy(loader.dataset)
     dataset.crops = crops
+    order = loader.sampler.order(epoch)[:images]
+    keys: Sequence = [(epoch, index % dataset.epoch_length) for index in order]
     return make_loader(dataset, loader.batch_size, sampler=keys)
 
 

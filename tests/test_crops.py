@@ -170,6 +170,17 @@ def test_training_on_crops_at_own_sizes_resumes_exactly(tmp_path):
     assert all(tensor.equal(weights[name]) for name, tensor in expected.items())
 
 
+def test_training_on_crops_scores_whole_pictures_of_a_given_size(tmp_path):
+    folders = own_sizes(tmp_path)
+    crops = {"CROP_HEIGHT": 16, "CROP_WIDTH": 24, "CROPS_PER_IMAGE": 3}
+    words = options_for(folders, NUM_EPOCHS=1, NUM_WORKERS=1, **crops)
+    printed = run_script(tmp_path, "train.py", *words).stdout
+    assert "validation images at 32x48, 3 crops of 16x24 from each" in printed
+    assert "at 32x48" in printed.splitlines()[-1]
+    run_script(tmp_path, "train.py", *words, "--load-model", "true", "--num-epochs", "2")
+    assert read_checkpoint(tmp_path / LAST)["epoch"] == 2
+
+
 @pytest.mark.parametrize(
     ("constants", "message"),
     [
