@@ -144,9 +144,11 @@ class CarvanaDataset(Dataset):
         return self.reading.read_target_of(self.pairs[index])
 
     def item_bytes(self) -> int:
-        """Return the bytes of an item's levels; 0 if pictures differ in size."""
+        """Return the bytes of the largest item's levels; 0 if pictures' sizes are not known."""
         if self.crops:
             return self.crops.height * self.crops.width * (self.reading.channels + 1)
+        if self.cache:
+            return self.cache.largest_pair()
         return self.reading.item_bytes()
 
     def mask(self, index: int, size: Size | None = None) -> np.ndarray:

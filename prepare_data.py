@@ -136,7 +136,6 @@ def _add_demo_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scenes",
         type=int,
-        default=0,
         metavar="N",
         help="with --demo: so many street scenes instead of cars, a photograph of each, with masks "
         f"of {len(SCENE_CLASSES)} classes, {' '.join(SCENE_CLASSES)}",
@@ -214,7 +213,7 @@ def _check_demo(parser: argparse.ArgumentParser, args: argparse.Namespace) -> No
                 "photographs are taken as they are"
             )
         return
-    if args.scenes != parser.get_default("scenes"):
+    if args.scenes is not None:
         _check_scenes(parser, args)
     height, width = _choose_size(args)
     is_size_allowed = min(height, width) >= 16 and height * width <= MAX_DEMO_PIXELS

@@ -165,7 +165,8 @@ class Trainer:
         self.ema_model = copy.deepcopy(self.model) if cfg.EMA else None
         self.eval_model = self.ema_model or self.model  # whose weights are scored and kept
         weights = class_weights(cfg.CLASS_WEIGHTS, self.train_loader.dataset)
-        self.loss_fn = make_loss(cfg.LOSS, self.classes, cfg.POSITIVE_WEIGHT, weights)
+        edge_height = cfg.CROP_HEIGHT or None
+        self.loss_fn = make_loss(cfg.LOSS, self.classes, cfg.POSITIVE_WEIGHT, weights, edge_height)
         # LEARNING_RATE only sets it up; learning_rate_at() decides at each step.
         self.optimizer = optim.make_optimizer(
             cfg.OPTIMIZER, self.model.parameters(), cfg.LEARNING_RATE, device, cfg.WEIGHT_DECAY

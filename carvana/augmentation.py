@@ -13,6 +13,7 @@ from carvana.classes import SINGLE, Classes
 
 # Albumentations would look on the internet for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+OPENCV_CHANNELS = 128  # that all of its functions take
 HALF = 0.5  # of the images are changed by each step of _light and _camera_and_web
 
 
@@ -94,18 +95,28 @@ def train_transform(
         factors = (1 - augmentation.color_jitter, 1 + augmentation.color_jitter)
         color_jitter = A.ColorJitter
         if augmentation.channels not in (1, 3):
-            color_jitter = _channel_steps().ColorJitterEach
+            color_jitter = _channel_steps().ColorJitter
         steps.append(
             color_jitter(
                 brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1.0
             )
         )
-    steps.append(A.HorizontalFlip(p=augmentation.horizontal_flip))
-    steps.append(A.VerticalFlip(p=augmentation.vertical_flip))
+    steps += _flips(augmentation)
     steps += _light(augmentation)
     steps += _camera_and_web(augmentation)
     steps.append(A.ToTensorV2())
     return A.Compose(steps)
+
+
+def _flips(augmentation: Augmentation) -> list[Any]:
+    """Return the steps that mirror an image."""
+    flips = _albumentations()
+    if augmentation.channels > OPENCV_CHANNELS:
+        flips = _channel_steps()
+    return [
+        flips.HorizontalFlip(p=augmentation.horizontal_flip),
+        flips.VerticalFlip(p=augmentation.vertical_flip),
+    ]
 
 
 def _channel_steps() -> ModuleType:
@@ -153,7 +164,7 @@ def _camera_and_web(augmentation: Augmentation) -> list[Any]:
         scales = (augmentation.downscale, 1.0)
         downscale = A.Downscale
         if augmentation.channels not in (1, 3):
-            downscale = _channel_steps().DownscaleEach
+            downscale = _channel_steps().Downscale
         steps.append(downscale(scale_range=scales, interpolation_pair=methods, p=HALF))
     if augmentation.jpeg_quality < 100:
         qualities = (augmentation.jpeg_quality, 100)

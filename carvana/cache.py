@@ -52,6 +52,7 @@ class Cache:
         if self.starts[-1] != len(self.levels) or not _are_of_size(self.index, reading.size):
             raise ValueError(f"{len(self.levels)} levels, expected {self.starts[-1]}")
         self.verified = np.zeros(len(pairs), bool)
+        self.reported: set[int] = set()  # pairs that are damaged
 
     def __reduce__(self) -> tuple:  # to another process goes the file's name, not its contents
         return _reopen, (self.path, self.pairs, self.reading)
@@ -74,6 +75,10 @@ class Cache:
         """Return a picture's size (H, W)."""
         return int(self.index["height"][index]), int(self.index["width"][index])
 
+    def largest_pair(self) -> int:
+        """Return the bytes of the largest pair's levels."""
+        return int(np.diff(self.starts).max())
+
     def _views(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a pair as it is in the file, not to be written to."""
         height, width = self.size(index)
@@ -83,11 +88,13 @@ class Cache:
         return image.reshape(height, width, -1), mask.reshape(height, width)
 
     def _read_damaged(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        name = one_line(self.pairs[index][0].name)
-        warn(
-            f"{self.path} is damaged at {name}, which is read from the photograph; the next run "
-            "makes the file again"
-        )
+        if index not in self.reported:
+            name = one_line(self.pairs[index][0].name)
+            warn(
+                f"{self.path} is damaged at {name}, which is read from the photograph; the next "
+                "run makes the file again"
+            )
+            self.reported.add(index)
         _give_up(self.path)
         return self.reading.read_pair(self.pairs[index])
 
@@ -173,7 +180,8 @@ def _make_cache(
         _make_room(path.parent, _needed_bytes(pairs, reading))
         _write(temporary, pairs, reading)
         cache = _put_in_place(temporary, path, pairs, reading)
-        for outdated in earlier:
+        # Caches ended in .npy once.
+        for outdated in (*earlier, *path.parent.glob(f"{path.stem.rsplit('-', 1)[0]}-*.npy")):
             with suppress(OSError):  # another process may use it still
                 outdated.unlink()
         return cache

@@ -21,7 +21,7 @@ from carvana import __version__, system
 from carvana.device import random_states, set_random_states
 from carvana.errors import UserError, error_summary, first_few, one_line
 from carvana.files import random_token
-from carvana.model_config import check_model_config, model_config
+from carvana.model_config import TUTORIAL_DEFAULTS, check_model_config, model_config
 from carvana.naming import AFFIX_CONSTANTS
 from carvana.options import option_words
 from carvana.schema import MOST_CHANNELS, short
@@ -498,9 +498,12 @@ def compare_constants(cfg: SimpleNamespace, saved: Mapping[str, Any]) -> set[str
     Raises:
         UserError: the changes make it another network, or another optimizer.
     """
+    defaults = {"OPTIMIZER": "adam"}
+    if saved:  # by a version that did not have all constants of today
+        defaults |= TUTORIAL_DEFAULTS
     changed = {
         name: value
-        for name, value in ({"OPTIMIZER": "adam"} | dict(saved)).items()
+        for name, value in (defaults | dict(saved)).items()
         if name != "LOAD_MODEL" and name in vars(cfg) and getattr(cfg, name) != value
     }
     decisive = [name for name in changed if name in (*NETWORK_CONSTANTS, "OPTIMIZER")]

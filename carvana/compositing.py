@@ -149,9 +149,11 @@ class Compositor:
         box = _box_of(alpha)
         if box is None:
             return None
-        matrix = _draw_placement(rng, box, mask.shape, settings)
-        frame = mask.shape[::-1]
-        colors = cv2.warpAffine(_own_colors(image, alpha), matrix, frame).reshape(image.shape)
+        size = background.shape[:2]  # of the frame; another picture's object may come from another
+        frame = size[::-1]
+        matrix = _draw_placement(rng, box, size, settings)
+        colors = cv2.warpAffine(_own_colors(image, alpha), matrix, frame)
+        colors = colors.reshape(background.shape)
         alpha = cv2.warpAffine(alpha, matrix, frame)
         placed_box = _box_of(alpha)
         if placed_box is None:
@@ -172,8 +174,8 @@ class Compositor:
         """Return the mask of an object that has been moved; alpha is the moved one."""
         if self.classes.single:
             return alpha
-        size = mask.shape[::-1]
-        moved = cv2.warpAffine(mask, matrix, size, flags=cv2.INTER_NEAREST)
+        frame = alpha.shape[::-1]
+        moved = cv2.warpAffine(mask, matrix, frame, flags=cv2.INTER_NEAREST)
         return np.where(alpha > 127, moved, 0).astype(np.uint8)
 
     def _draw_background(self, rng: np.random.Generator, size: Size) -> np.ndarray:

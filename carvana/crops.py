@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from carvana.classes import Classes
@@ -70,8 +69,8 @@ class Crops:
         right = self.width - picture.shape[1]
         if not bottom and not right:
             return picture
-        filled = cv2.copyMakeBorder(picture, 0, bottom, 0, right, cv2.BORDER_REFLECT_101)
-        return filled.reshape(self.height, self.width, *picture.shape[2:])
+        sides = [(0, bottom), (0, right), (0, 0)]
+        return np.pad(picture, sides[: picture.ndim], mode="reflect")
 
 
 def find_places(mask: np.ndarray, classes: Classes) -> list[np.ndarray]:

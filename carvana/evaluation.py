@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -52,12 +53,12 @@ class PredictedMasks:
 
     def __init__(self, classes: Classes) -> None:
         self.classes = classes
-        self.packed: dict[int, tuple[Size, np.ndarray]] = {}
+        self.packed: dict[int, tuple[Size, bytes]] = {}
 
     def add(self, index: int, mask: np.ndarray) -> None:
         """Add an image's mask, uint8 (H, W) of class indices."""
-        pixels = np.packbits(mask) if self.classes.single else mask.reshape(-1)
-        self.packed[index] = mask.shape[:2], pixels
+        pixels = np.packbits(mask) if self.classes.single else mask
+        self.packed[index] = mask.shape[:2], zlib.compress(pixels.tobytes(), level=1)
 
     def size(self, index: int) -> Size:
         """Return the size (H, W) that an image was scored at."""
@@ -73,7 +74,8 @@ class PredictedMasks:
 
     def mask(self, index: int) -> np.ndarray:
         """Return an image's mask, uint8 (H, W) of class indices."""
-        size, pixels = self.packed[index]
+        size, compressed = self.packed[index]
+        pixels = np.frombuffer(zlib.decompress(compressed), np.uint8)
         if self.classes.single:
             pixels = np.unpackbits(pixels, count=size[0] * size[1])
         return pixels.reshape(size)
@@ -233,7 +235,9 @@ class Evaluation:
             truth: uint8 (H, W) of class indices.
         """
         target = torch.from_numpy(truth).to(logits.device)
-        whole = F.interpolate(logits[None], size=target.shape, mode="bilinear")
+        whole = logits[None]
+        if logits.shape[1:] != target.shape:
+            whole = F.interpolate(whole, size=target.shape, mode="bilinear")
         predicted = predict_mask(whole, self.threshold)
         self.full_matrices[index] = confusion_matrices(predicted, target[None], self.classes)[0]
         if self.measures.outlines:

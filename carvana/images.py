@@ -396,7 +396,11 @@ def read_gray(path: str | Path, size: Size | None = None, pixels: Pixels = PIXEL
 
 
 def shown_channels(image: np.ndarray) -> np.ndarray:
-    """Return uint8 (H, W, C) as RGB: its first three channels, of one or two the first as gray."""
+    """Return uint8 (H, W, C) as RGB: its first three channels, of one or two the first as gray.
+
+    A gray picture may also be (H, W).
+    """
+    image = np.atleast_3d(image)
     first = 3 if image.shape[2] >= 3 else 1
     return np.ascontiguousarray(np.broadcast_to(image[..., :first], (*image.shape[:2], 3)))
 

@@ -21,6 +21,7 @@ def make_loss(
     classes: Classes = SINGLE,
     positive_weight: float = 1.0,
     class_weights: Weights | None = None,
+    edge_height: int | None = None,
 ) -> Callable:
     """Return loss_fn(logits, masks) -> mean loss.
 
@@ -28,6 +29,7 @@ def make_loss(
         name: "bce", "dice", "bce_dice" or "edge".
         positive_weight: of foreground, or of all classes but the first, in bce and bce_dice.
         class_weights: of each of several classes, in place of it and in every loss.
+        edge_height: see edge_loss.
     """
     entropy_weights = class_weights or (1.0,) + (positive_weight,) * (classes.count - 1)
     cross_entropy = functools.partial(
@@ -38,7 +40,9 @@ def make_loss(
         "bce": cross_entropy,
         "dice": dice,
         "bce_dice": functools.partial(_sum_of, losses=(cross_entropy, dice)),
-        "edge": functools.partial(edge_loss, classes=classes, weights=class_weights),
+        "edge": functools.partial(
+            edge_loss, classes=classes, weights=class_weights, height=edge_height
+        ),
     }
     return losses[name]
 
@@ -125,6 +129,7 @@ def edge_loss(
     masks: torch.Tensor,
     classes: Classes = SINGLE,
     weights: Weights | None = None,
+    height: int | None = None,
 ) -> torch.Tensor:
     """Return cross entropy with each pixel weighted by 1 + EDGE_WEIGHT * 4 m (1 - m).
 
@@ -135,8 +140,10 @@ def edge_loss(
 
     Args:
         weights: of several classes, by which those of their pixels are multiplied.
+        height: pixels that EDGE_REACH is a share of; None: the masks' own height. Crops and the
+            whole pictures that they are parts of need the same.
     """
-    reach = max(1, round(EDGE_REACH * masks.shape[-2]))
+    reach = max(1, round(EDGE_REACH * (height or masks.shape[-2])))
     if classes.single:
         m = means_in_squares(masks, reach)
         pixels = 1 + EDGE_WEIGHT * 4 * m * (1 - m)

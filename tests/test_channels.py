@@ -496,7 +496,7 @@ def test_constants_that_do_not_fit_channels_are_answered(run, options, message):
     assert message in run("train.py", *options.split(), status=2).stderr
 
 
-@pytest.mark.parametrize("channels", [2, 4, 5, 13])
+@pytest.mark.parametrize("channels", [2, 4, 5, 13, 129])
 def test_augmentation_takes_any_number_of_channels(channels):
     constants = tiny_settings(IN_CHANNELS=channels, **AUGMENTATION)
     transform = train_transform(Augmentation.from_constants(constants))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from helpers import LAST, run_script, tiny_options
 from PIL import Image
 
@@ -11,6 +12,7 @@ from carvana.augmentation import val_transform
 from carvana.checkpoint import read_checkpoint
 from carvana.classes import SINGLE, Classes
 from carvana.crops import Crops, Window, find_places
+from carvana.losses import make_loss
 from dataset import CarvanaDataset
 
 
@@ -179,6 +181,50 @@ def test_training_on_crops_scores_whole_pictures_of_a_given_size(tmp_path):
     assert "at 32x48" in printed.splitlines()[-1]
     run_script(tmp_path, "train.py", *words, "--load-model", "true", "--num-epochs", "2")
     assert read_checkpoint(tmp_path / LAST)["epoch"] == 2
+
+
+def test_objects_of_other_sizes_stand_behind_at_own_sizes(tmp_path):
+    folders = own_sizes(tmp_path)
+    backgrounds = {"BACKGROUNDS_DIR": folders[0], "BACKGROUND_SHARE": 1.0, "BYSTANDERS": 1.0}
+    words = options_for(folders, NUM_EPOCHS=1, **OWN_SIZE, **backgrounds)
+    assert "best validation Dice" in run_script(tmp_path, "train.py", *words).stdout
+
+
+def test_memory_for_batches_counts_the_largest_picture(tmp_path):
+    folders = own_sizes(tmp_path)
+    dataset = CarvanaDataset(*folders, cache_dir=tmp_path / "cache")
+    assert dataset.item_bytes() == 50 * 130 * 4  # the others are smaller
+    assert CarvanaDataset(*folders, crops=Crops(8, 9)).item_bytes() == 8 * 9 * 4
+
+
+def test_changed_windows_are_noticed_on_an_earlier_versions_checkpoint(tmp_path):
+    folders = own_sizes(tmp_path)
+    words = options_for(folders, NUM_EPOCHS=1)
+    run_script(tmp_path, "train.py", *words)
+    state = read_checkpoint(tmp_path / LAST)
+    for name in ("TILE", "TILE_OVERLAP"):
+        del state["config"][name]
+    torch.save(state, tmp_path / LAST)
+    resumed = (*words, "--load-model", "true", "--tile", "32")
+    printed = run_script(tmp_path, "train.py", *resumed).stdout
+    assert "TILE: 0 in the checkpoint, 32 from now on" in printed
+
+
+def test_edge_loss_reaches_as_far_in_whole_pictures_as_in_crops():
+    """The pixels that count most are as near to an outline, whatever is around."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 1, 128, 128, generator=generator)
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 64:] = 1
+    loss = make_loss("edge", edge_height=64)
+    quarters = [
+        loss(logits[..., top : top + 64, 32:96], mask[..., top : top + 64, 32:96])
+        for top in (0, 64)
+    ]
+    middle = loss(logits[..., 32:96], mask[..., 32:96])
+    assert torch.stack(quarters).mean().item() == pytest.approx(middle.item(), rel=1e-5)
+    assert make_loss("edge", edge_height=128)(logits, mask) == make_loss("edge")(logits, mask)
+    assert make_loss("edge")(logits[..., 32:96], mask[..., 32:96]) != middle
 
 
 @pytest.mark.parametrize(

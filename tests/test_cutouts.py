@@ -95,6 +95,15 @@ def test_cutout_of_python_is_that_of_the_command(work, run):
         utils.cutout(model, photograph, fit=(50, 100), trim=True)
 
 
+def test_cutout_takes_gray_pictures(tmp_path):
+    model = utils.load_model(write_model(tmp_path / BEST, channels=1), "cpu")
+    gray = scene(1)[0][..., 0]
+    cutout = utils.cutout(model, gray)
+    assert cutout.shape == (48, 72, 4)
+    opaque = cutout[cutout[..., 3] == 255]
+    assert (opaque[:, 0] == opaque[:, 1]).all() and (opaque[:, 0] == opaque[:, 2]).all()
+
+
 def test_cutout_takes_models_of_other_channels_and_classes(tmp_path):
     write_model(tmp_path / "gray.pth.tar", channels=1)
     model = utils.load_model(tmp_path / "gray.pth.tar", "cpu")

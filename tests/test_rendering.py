@@ -221,6 +221,12 @@ def test_scenes_are_360_by_480_in_a_folder_of_their_own(tmp_path, run):
         assert photograph.size == (480, 360)
 
 
+@pytest.mark.parametrize("number", [896, 1555])
+def test_streets_have_a_car_where_the_first_view_had_room_for_none(number):
+    street = new_street(np.random.default_rng([0, number]))
+    assert street.cars
+
+
 def test_scenes_are_trained_on_as_documented(run):
     """The commands of docs/your-data.md, with fewer and smaller scenes."""
     text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")

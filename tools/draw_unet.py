@@ -130,7 +130,8 @@ def main() -> None:
     cfg = options.load(config, description=__doc__)
     network = UNET(cfg.IN_CHANNELS, len(cfg.CLASSES), cfg.FEATURES, cfg.UNSHUFFLE)
     with replacing(PICTURE) as temporary:
-        drawing = draw(network, (cfg.IMAGE_HEIGHT, cfg.IMAGE_WIDTH))
+        size = cfg.CROP_HEIGHT or cfg.IMAGE_HEIGHT, cfg.CROP_WIDTH or cfg.IMAGE_WIDTH
+        drawing = draw(network, size)
         temporary.write_text(drawing, encoding="utf-8")
     print(PICTURE)
 

@@ -14,6 +14,8 @@ from carvana.rendering.footprints import car_footprint, is_apart, pole_footprint
 from carvana.rendering.studio import Exposure, Light, new_light
 
 MAX_CARS = 5
+ATTEMPTS = 40  # to place the cars of a street
+MOST_ATTEMPTS = 1000  # to place its first one
 SIDES = (-1, 1)  # right and left: the sign of y
 END = 170.0  # the last building is nearer than this
 FACADES = (  # colors of walls: brick, plaster, concrete, stone, glass
@@ -156,16 +158,19 @@ class Street:
 
 def new_street(rng: np.random.Generator) -> Street:
     """Return a random street with one to MAX_CARS cars."""
-    road = _new_road(rng)
-    view = _new_view(road, rng)
-    poles = [pole for side in SIDES for pole in _new_poles(road, side, rng)]
-    buildings = [building for side in SIDES for building in _new_row(side, rng)]
+    cars: tuple[PlacedCar, ...] = ()
+    while not cars:  # a view past the road has room for none
+        road = _new_road(rng)
+        view = _new_view(road, rng)
+        poles = [pole for side in SIDES for pole in _new_poles(road, side, rng)]
+        buildings = [building for side in SIDES for building in _new_row(side, rng)]
+        cars = _new_traffic(road, view, poles, rng)
     return Street(
         view=view,
         road=road,
         buildings=tuple(sorted(buildings, key=_start, reverse=True)),
         poles=tuple(poles),
-        cars=_new_traffic(road, view, poles, rng),
+        cars=cars,
         daylight=_new_daylight(road, rng),
         exposure=Exposure(
             gain=1.0,
@@ -304,12 +309,15 @@ def _new_facade(floors: int, rng: np.random.Generator) -> Facade:
 def _new_traffic(
     road: Road, view: View, poles: list[Pole], rng: np.random.Generator
 ) -> tuple[PlacedCar, ...]:
-    """Return cars that stand apart from each other and from the poles, within the view."""
+    """Return cars that stand apart from each other and from the poles, within the view.
+
+    There are none if MOST_ATTEMPTS find no place for the first one.
+    """
     wanted = rng.integers(1, MAX_CARS + 1)
     cars: list[PlacedCar] = []
     taken = [pole_footprint(pole.place) for pole in poles]
     attempts = 0
-    while not cars or (len(cars) < wanted and attempts < 40):
+    while attempts < (ATTEMPTS if cars else MOST_ATTEMPTS) and len(cars) < wanted:
         attempts += 1
         placed = _place_car(road, rng)
         footprint = car_footprint(placed.car, placed.place, placed.heading)
