@@ -13,7 +13,6 @@ from carvana.classes import SINGLE, Classes
 
 # Albumentations would look on the internet for a newer version of itself.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-OPENCV_CHANNELS = 128  # that all of its functions take
 HALF = 0.5  # of the images are changed by each step of _light and _camera_and_web
 
 
@@ -101,22 +100,12 @@ def train_transform(
                 brightness=factors, contrast=factors, saturation=factors, hue=(0, 0), p=1.0
             )
         )
-    steps += _flips(augmentation)
+    steps.append(A.HorizontalFlip(p=augmentation.horizontal_flip))
+    steps.append(A.VerticalFlip(p=augmentation.vertical_flip))
     steps += _light(augmentation)
     steps += _camera_and_web(augmentation)
     steps.append(A.ToTensorV2())
     return A.Compose(steps)
-
-
-def _flips(augmentation: Augmentation) -> list[Any]:
-    """Return the steps that mirror an image."""
-    flips = _albumentations()
-    if augmentation.channels > OPENCV_CHANNELS:
-        flips = _channel_steps()
-    return [
-        flips.HorizontalFlip(p=augmentation.horizontal_flip),
-        flips.VerticalFlip(p=augmentation.vertical_flip),
-    ]
 
 
 def _channel_steps() -> ModuleType:

@@ -12,8 +12,6 @@ class _EachChannel:
     def apply(self, img: np.ndarray, **params: Any) -> np.ndarray:
         """Return uint8 (H, W, C), its channels changed with the same parameters."""
         apply = super().apply  # type: ignore[misc]
-        if img.ndim == 2:  # a mask
-            return apply(img, **params)
         return np.dstack([apply(img[..., [channel]], **params) for channel in range(img.shape[2])])
 
 
@@ -23,11 +21,3 @@ class ColorJitter(_EachChannel, A.ColorJitter):
 
 class Downscale(_EachChannel, A.Downscale):
     """Scales down and back; OpenCV averages over up to four channels only."""
-
-
-class HorizontalFlip(_EachChannel, A.HorizontalFlip):
-    """Mirrors left and right."""
-
-
-class VerticalFlip(_EachChannel, A.VerticalFlip):
-    """Mirrors top and bottom."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from carvana.errors import one_line
 
-MOST_CHANNELS = 256  # of a photograph
+MOST_CHANNELS = 128  # of a photograph; OpenCV 5 takes no more everywhere
 SHOWN_LENGTH = 60  # characters of a wrong value in a message
 
 

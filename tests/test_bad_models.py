@@ -918,7 +918,7 @@ PICKLED_FILES = (
             pickled(network_with("final_conv.bias", None)),
             r"not those of a UNET",
         ),
-        "257 channels": (pickled(UNET(257, 1, [4])), r"images of 257 channels, expected 1 to 256"),
+        "129 channels": (pickled(UNET(129, 1, [4])), r"images of 129 channels, expected 1 to 128"),
     }
 )
 

@@ -36,7 +36,7 @@ TRAIN = [  # options of train.py, message
     ("--std 0", r"--std: expected"),
     ("--seed -1", r"--seed"),
     ("--threshold 1", r"--threshold"),
-    ("--in-channels 257", r"--in-channels: expected 1\.\.256 channels, found 257"),
+    ("--in-channels 129", r"--in-channels: expected 1\.\.128 channels, found 129"),
     ("--load-model maybe", r"expected true or false, found 'maybe'"),
     ("--mask-resize cubic", r"expected area \| nearest, found cubic"),
     ("--device tpu", r"--device: expected auto \| cuda"),
@@ -140,7 +140,7 @@ def test_bad_options_are_documented():
         ("LOAD_MODEL", "no", "expected true or false"),
         ("STD", [float("nan")], "expected"),
         ("TRAIN_IMG_DIR", 5, "expected a text"),
-        ("IN_CHANNELS", 0, "expected 1..256 channels"),
+        ("IN_CHANNELS", 0, "expected 1..128 channels"),
     ],
 )
 def test_bad_constants_in_config_are_named(tmp_path, monkeypatch, name, value, message):
