@@ -214,6 +214,22 @@ def test_resolutions_begin_with_smaller_class_masks(tmp_path, run):
 # ---------------------------------------------------------------- the document
 
 
+def test_scenes_of_your_own_are_trained_on_as_documented(tmp_path):
+    """docs/your-data.md, the section on scenes, with six small pictures of five classes."""
+    write_parts(tmp_path / "written", cars=6, angles=1, suffix="")
+    (tmp_path / "written/images").rename(tmp_path / "scenes")
+    (tmp_path / "written/masks").rename(tmp_path / "labels")
+    text = (ROOT / "docs/your-data.md").read_text(encoding="utf-8")
+    section = re.search("## Many classes in scenes\n(.*?)\n## ", text, re.DOTALL)[1]
+    commands = re.findall(r"^python (\S+) (.*)$", section, re.MULTILINE)
+    smaller = tiny_options(NUM_EPOCHS=1)
+    assert [script for script, _ in commands] == ["prepare_data.py", "train.py", "evaluate.py"]
+    for script, words in commands:
+        more = smaller if script == "train.py" else ()
+        printed = run_script(tmp_path, script, *shlex.split(words), *more).stdout
+    assert re.search(r"^set iou +0\.\d+ +0\.\d+$", printed, re.MULTILINE)
+
+
 @needs_onnx
 def test_document_is_right(tmp_path):
     """docs/your-data.md, its commands as printed."""
@@ -221,6 +237,7 @@ def test_document_is_right(tmp_path):
     # Files of other programs, folders of your own and what is rendered are tested elsewhere.
     elsewhere = (
         "Scenes that your photographs do not show",
+        "Many classes in scenes",
         "Small things in large pictures",
         "More than three channels",
         "Rendered street scenes",
