@@ -296,13 +296,12 @@ PRESETS = {
         "SCALE_JITTER": 0.15,
         "COLOR_JITTER": 0.2,
     },
-    # Many classes in pictures of whole scenes, some of them thin or rare. Give CLASSES; the network
-    # has the shape of weights/anywhere.pth.tar.
+    # Many classes in pictures of whole scenes, some of them thin or rare. Give CLASSES.
     "scenes": {
         "IMAGE_HEIGHT": 360,
         "IMAGE_WIDTH": 480,
         "UNSHUFFLE": 2,
-        "FEATURES": [16, 32, 64, 128, 128, 128],
+        "FEATURES": [32, 64, 128, 128, 128],
         "OPTIMIZER": "muon",
         "LEARNING_RATE": 0.03,
         "SCHEDULE": "linear",
@@ -310,7 +309,7 @@ PRESETS = {
         "LOSS": "edge",
         "CLASS_WEIGHTS": "inverse_sqrt",
         "BATCH_SIZE": 8,
-        "NUM_EPOCHS": 50,
+        "NUM_EPOCHS": 36,
         "ROTATE": 0.0,
         "VERTICAL_FLIP": 0.0,
         "SCALE_JITTER": 0.15,
