@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -306,8 +307,8 @@ def test_small_things_are_trained_on_as_documented(tmp_path):
 WHOLE = ("--crop-height", "0", "--crop-width", "0", "--crops-per-image", "1", "--tile", "0")
 RUNS = {  # options beside preset tiles, about the same time for each
     "tiles": (),
-    "160x240": (*WHOLE, "--image-height", "160", "--image-width", "240", "--num-epochs", "60"),
-    "640x960": (*WHOLE, "--image-height", "640", "--image-width", "960", "--num-epochs", "20"),
+    "160x240": (*WHOLE, "--image-height", "160", "--image-width", "240", "--num-epochs", "40"),
+    "640x960": (*WHOLE, "--image-height", "640", "--image-width", "960", "--num-epochs", "12"),
 }
 
 
@@ -328,18 +329,19 @@ def test_tiny_things_are_found_in_tiles_and_lost_in_whole_pictures(tmp_path):
 
 
 @pytest.mark.slow
-def test_inference_in_tiles_takes_little_more_memory_than_the_picture(tmp_path):
-    """Of 50 megapixels: the picture 150 MB, an overlay as much again."""
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says what is needed")
+def test_inference_in_tiles_takes_the_memory_of_a_few_pictures(tmp_path):
+    """Of 50 megapixels: picture, overlay, mask and what is needed to make them; no activations."""
     own_size_model(tmp_path, tile=512)
     peaks = {}
     for name, size in {"small": (600, 800), "large": (5774, 8660)}.items():
         picture, _ = tiny_things(np.random.default_rng(0), size)
         Image.fromarray(picture).save(tmp_path / f"{name}.jpg")
         code = (
-            "import resource, runpy, sys; "
+            "import re, runpy, sys; "
             f"sys.argv = {['inference.py', '--model', 'own.pth.tar', '--img', f'{name}.jpg']}; "
             f"runpy.run_path({str(ROOT / 'inference.py')!r}, run_name='__main__'); "
-            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+            "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
         )
         words = [sys.executable, "-c", code]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -348,4 +350,4 @@ def test_inference_in_tiles_takes_little_more_memory_than_the_picture(tmp_path):
         )
         print(finished.stdout)
         peaks[name] = int(finished.stdout.split()[-1]) / 1024
-    assert peaks["large"] - peaks["small"] < 1000
+    assert peaks["large"] - peaks["small"] < 25 * 50  # bytes a pixel, megapixels
