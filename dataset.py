@@ -104,7 +104,7 @@ class CarvanaDataset(Dataset):
         if not -self.epoch_length <= index < self.epoch_length:
             raise IndexError(f"item {index} of {self.epoch_length}")
         sequence = np.random.SeedSequence([self.seed, epoch, index % self.epoch_length])
-        image, mask = self._draw(index % len(self), np.random.default_rng(sequence))
+        image, mask = self._draw(index % len(self), sequence)
         if self.reading.classes.single:
             mask = mask.astype(np.float32) / 255
         if self.transform is None:
@@ -114,11 +114,14 @@ class CarvanaDataset(Dataset):
         item = self.transform(image=image, mask=mask)
         return item["image"], item["mask"]
 
-    def _draw(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _draw(self, index: int, sequence: np.random.SeedSequence) -> tuple[np.ndarray, np.ndarray]:
         """Return a picture and its mask before augmentation, composed and cropped if wanted."""
+        if not self.compositor and not self.crops:
+            return self.read(index)
+        rng = np.random.default_rng(sequence)
         if self.crops and self.cache and not self.compositor:
             if index not in self.places:
-                self.places[index] = find_places(self.cache[index][1], self.reading.classes)
+                self.places[index] = find_places(self.read_target(index), self.reading.classes)
             window = self.crops.draw(rng, self.cache.size(index), self.places[index])
             image, mask = self.cache.read(index, window)
             return self.crops.fill(image), self.crops.fill(mask)
@@ -140,13 +143,13 @@ class CarvanaDataset(Dataset):
     def read_target(self, index: int) -> np.ndarray:
         """Return the mask of `read` alone."""
         if self.cache:
-            return self.cache[index][1]
+            return self.cache.read_target(index)
         return self.reading.read_target_of(self.pairs[index])
 
     def item_bytes(self) -> int:
         """Return the bytes of the largest item's levels; 0 if pictures' sizes are not known."""
         if self.crops:
-            return self.crops.height * self.crops.width * (self.reading.channels + 1)
+            return self.reading.item_bytes((self.crops.height, self.crops.width))
         if self.cache:
             return self.cache.largest_pair()
         return self.reading.item_bytes()

@@ -62,14 +62,14 @@ class Cache:
 
     def read(self, index: int, window: Window | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return a pair, or the same part of its picture and its mask."""
-        image, mask = self._views(index)
-        if not self.verified[index]:
-            self.verified[index] = _checksum(image, mask) == self.index["checksum"][index]
-            if not self.verified[index]:
-                image, mask = self._read_damaged(index)
+        image, mask = self._sound_views(index)
         if window:
             image, mask = window.cut(image), window.cut(mask)
         return np.array(image), np.array(mask)
+
+    def read_target(self, index: int) -> np.ndarray:
+        """Return the mask of a pair alone."""
+        return np.array(self._sound_views(index)[1])
 
     def size(self, index: int) -> Size:
         """Return a picture's size (H, W)."""
@@ -78,6 +78,15 @@ class Cache:
     def largest_pair(self) -> int:
         """Return the bytes of the largest pair's levels."""
         return int(np.diff(self.starts).max())
+
+    def _sound_views(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return a pair as it is in the file; as it is read, if the file is damaged there."""
+        image, mask = self._views(index)
+        if not self.verified[index]:
+            self.verified[index] = _checksum(image, mask) == self.index["checksum"][index]
+            if not self.verified[index]:
+                return self._read_damaged(index)
+        return image, mask
 
     def _views(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Return a pair as it is in the file, not to be written to."""
@@ -228,12 +237,12 @@ def _needed_bytes(pairs: Sequence[Pair], reading: Reading) -> int:
     """Return how many bytes the levels of all pairs take."""
     if reading.size:
         return len(pairs) * reading.item_bytes()
-    pixels = 0
+    needed = 0
     for image, _ in pairs:
         size = result_or_error(picture_size, image)
         if not isinstance(size, UserError):  # it is reported when all are read
-            pixels += size[0] * size[1]
-    return pixels * (reading.channels + 1)
+            needed += reading.item_bytes(size)
+    return needed
 
 
 def _digest(content: object) -> str:

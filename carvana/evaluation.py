@@ -162,7 +162,7 @@ class Evaluation:
         self.measures = measures
         self.classes = model_classes(model)
         self.config = model_config(model)
-        self.run_network = functools.partial(_run_network, model)
+        self.run_network = functools.partial(_float_logits, model)
         self.threshold = logit_threshold(self.config)
         self.length = len(loader.dataset)
         self.done = 0
@@ -313,7 +313,7 @@ class Evaluation:
         return scores
 
 
-def _run_network(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def _float_logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """Return the logits of images, or of windows of them, float32 (B, classes, h, w)."""
     return model(images).float()
 
@@ -352,7 +352,7 @@ def save_predictions_as_imgs(
     classes = model_classes(model)
     config = model_config(model)
     threshold = logit_threshold(config)
-    run_network = functools.partial(_run_network, model)
+    run_network = functools.partial(_float_logits, model)
     with _evaluating(model, device):
         for idx, (images, masks) in enumerate(loader):
             if idx == max_batches:

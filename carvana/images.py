@@ -109,9 +109,12 @@ class Reading(NamedTuple):
         """Return what photographs' pixels are."""
         return Pixels(self.channels, self.levels, self.value_range)
 
-    def item_bytes(self) -> int:
-        """Return the bytes of a pair's levels; 0 if the size is not known."""
-        height, width = self.size or (0, 0)
+    def item_bytes(self, size: Size | None = None) -> int:
+        """Return the bytes of a pair's levels at a size (H, W).
+
+        None: the size that all pairs are read at; 0 if each keeps its own.
+        """
+        height, width = size or self.size or (0, 0)
         return height * width * (self.channels + 1)
 
     def read_pair(self, pair: tuple[Path, Path]) -> tuple[np.ndarray, np.ndarray]:

@@ -106,11 +106,8 @@ def mask_classes(config: Mapping, changes: Mapping) -> Classes:
 
 def check_image_levels(levels: int | None) -> None:
     """Raise UserError for a wrong --image-levels; None is for the model's own."""
-    try:
-        if levels is not None:
-            check(levels, parse_annotation(ImageLevels))
-    except ValueError as error:
-        raise UserError(f"--image-levels: {error}") from error
+    if levels is not None:
+        _check_option("IMAGE_LEVELS", levels)
 
 
 def check_windows(tile: int | None, overlap: float | None) -> dict[str, Any]:
@@ -122,11 +119,16 @@ def check_windows(tile: int | None, overlap: float | None) -> dict[str, Any]:
     given = {"TILE": tile, "TILE_OVERLAP": overlap}
     changes = {name: value for name, value in given.items() if value is not None}
     for name, value in changes.items():
-        try:
-            check(value, parse_annotation(MODEL_CONSTANTS[name].type))
-        except ValueError as error:
-            raise UserError(f"--{name.lower().replace('_', '-')}: {error}") from error
+        _check_option(name, value)
     return changes
+
+
+def _check_option(name: str, value: Any) -> None:
+    """Raise UserError for a wrong value of the option of a model's constant."""
+    try:
+        check(value, parse_annotation(MODEL_CONSTANTS[name].type))
+    except ValueError as error:
+        raise UserError(f"--{name.lower().replace('_', '-')}: {error}") from error
 
 
 def set_windows(model: Any, changes: Mapping) -> None:
@@ -138,12 +140,13 @@ def set_windows(model: Any, changes: Mapping) -> None:
     Raises:
         UserError: it is for pictures at their own size, which need windows.
     """
+    if not changes:
+        return
     config = model_config(model) | dict(changes)
     faults = size_faults(config)
-    if changes and faults:
+    if faults:
         raise UserError(f"--tile: {'; '.join(faults)}")
-    if changes:
-        unwrapped(model).config = config
+    unwrapped(model).config = config
 
 
 def network_size(config: Mapping) -> tuple[int, int] | None:

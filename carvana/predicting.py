@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from carvana.classes import Classes
 from carvana.device import autocast, forward_turn, to_input
 from carvana.images import Size, scale_image
 from carvana.model_config import model_classes, model_config, network_size
-from carvana.tiles import logit_bands
+from carvana.tiles import Run, logit_bands, picture_logits
 
 
 def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -> list[np.ndarray]:
@@ -47,8 +48,7 @@ def _probabilities(logits: np.ndarray, classes: Classes) -> np.ndarray:
 
 def network_logits(model: nn.Module, images: np.ndarray, tta: bool = False) -> np.ndarray:
     """Return a network's logits, float32 (B, classes, h, w); see network_bands."""
-    bands = list(network_bands(model, images, tta))
-    return bands[0] if len(bands) == 1 else np.concatenate(bands, axis=2)
+    return picture_logits(*_to_slide(model, images, tta)).numpy()
 
 
 def network_bands(model: nn.Module, images: np.ndarray, tta: bool = False) -> Iterator[np.ndarray]:
@@ -58,10 +58,16 @@ def network_bands(model: nn.Module, images: np.ndarray, tta: bool = False) -> It
         images: uint8 (B, h, w, channels) at the network's size, as read_image returns them.
         tta: average with the prediction for the mirror image.
     """
-    run = functools.partial(_run_network, model, tta)
-    levels = torch.from_numpy(images).permute(0, 3, 1, 2)
-    for band in logit_bands(run, levels, model_config(model)):
+    for band in logit_bands(*_to_slide(model, images, tta)):
         yield band.numpy()
+
+
+def _to_slide(
+    model: nn.Module, images: np.ndarray, tta: bool
+) -> tuple[Run, torch.Tensor, dict[str, Any]]:
+    """Return what tiles.logit_bands takes: a network, pictures, and the model's constants."""
+    run = functools.partial(_run_network, model, tta)
+    return run, torch.from_numpy(images).permute(0, 3, 1, 2), model_config(model)
 
 
 @torch.inference_mode()

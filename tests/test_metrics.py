@@ -71,13 +71,18 @@ def test_scores_perfect_empty_and_disjoint():
     assert score("recall", empty, car) == 0
 
 
-def test_dice_is_a_mean_over_images_not_over_pixels():
+def one_found_and_one_missed():
+    """Return the confusion matrices of a large object that is found, and a pixel that is not."""
     predicted = torch.zeros(2, 10, 10, dtype=torch.uint8)
     target = torch.zeros(2, 10, 10, dtype=torch.uint8)
     predicted[0] = 1
     target[0] = 1
     target[1, 0, 0] = 1
-    matrices = metrics.confusion_matrices(predicted, target, SINGLE)
+    return metrics.confusion_matrices(predicted, target, SINGLE)
+
+
+def test_dice_is_a_mean_over_images_not_over_pixels():
+    matrices = one_found_and_one_missed()
     assert metrics.image_scores(matrices, "dice", SINGLE).tolist() == [1, 0]
 
 
@@ -153,12 +158,7 @@ def test_set_scores_count_a_class_that_is_only_predicted():
 
 
 def test_set_scores_of_a_single_class_are_the_foregrounds():
-    predicted = torch.zeros(2, 10, 10, dtype=torch.uint8)
-    target = torch.zeros(2, 10, 10, dtype=torch.uint8)
-    predicted[0] = 1
-    target[0] = 1
-    target[1, 0, 0] = 1
-    matrices = metrics.confusion_matrices(predicted, target, SINGLE)
+    matrices = one_found_and_one_missed()
     scores = metrics.set_scores(matrices, SINGLE)
     assert scores == pytest.approx({"set_dice": 200 / 201, "set_iou": 100 / 101})
 
