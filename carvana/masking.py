@@ -123,18 +123,17 @@ def mask_photographs(
     with distributed.process_group(find_device(device_name)) as device:
         model = load_model(options.model, device)
         set_windows(model, options.windows)
-        given_levels = options.levels
         options = settle_options(options, model)
         if distributed.FIRST:
             paths = [photograph.path for photograph in photographs]
-            oddity = judge_levels(paths, options.levels)
+            oddity = judge_levels(paths, options.pixels.levels)
             if oddity:
                 warn(f"warning: {oddity}")
         with contextlib.ExitStack() as stack:
             submission = None
             if options.rle:
                 settings = run_settings(
-                    options.model, options.threshold, options.tta, given_levels, options.windows
+                    options.model, options.threshold, options.tta, options.levels, options.windows
                 )
                 submission = stack.enter_context(Submission(options.rle, settings))
             run = MaskingRun(options, model, submission)
@@ -152,8 +151,7 @@ def settle_options(options: MaskingOptions, model: nn.Module) -> MaskingOptions:
             "--threshold are for models of one"
         )
     pixels = Pixels.from_constants(config)
-    levels = options.levels or pixels.levels
-    return replace(options, levels=levels, pixels=pixels._replace(levels=levels))
+    return replace(options, pixels=pixels._replace(levels=options.levels or pixels.levels))
 
 
 class MaskingRun:
