@@ -143,9 +143,8 @@ def add_prediction_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--batch-size",
         type=int,
-        default=4,
         metavar="N",
-        help="photographs that the network sees at once; default %(default)s",
+        help="photographs that the network sees at once; default 1 on a CPU, 4 on a GPU",
     )
     options.add_window_options(group)
     options.add_device_option(group)
@@ -159,7 +158,7 @@ def parse_args() -> argparse.Namespace:
         raise UserError(
             f"--threshold: expected a probability between 0 and 1, found {args.threshold}"
         )
-    if not 1 <= args.batch_size <= MAX_BATCH_SIZE:
+    if args.batch_size is not None and not 1 <= args.batch_size <= MAX_BATCH_SIZE:
         raise UserError(
             f"--batch-size: expected 1..{MAX_BATCH_SIZE} photographs, found {args.batch_size}"
         )
@@ -287,7 +286,7 @@ def main() -> None:
         levels=args.image_levels or 0,
         tta=args.tta,
         windows=args.windows,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or 0,
     )
     mask_photographs(photographs, failures, masking, utils.load_model, args.device)
 

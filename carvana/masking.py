@@ -18,7 +18,13 @@ from tqdm import tqdm
 from carvana import distributed
 from carvana.classes import Classes, Color
 from carvana.cutouts import CutoutStyle, cut_out
-from carvana.device import cast_convolutions, choose_threads, device_of, find_device
+from carvana.device import (
+    cast_convolutions,
+    choose_threads,
+    device_of,
+    find_device,
+    photographs_at_once,
+)
 from carvana.drawing import display_size, fit_side, overlay, save_mask, save_picture
 from carvana.errors import (
     UserError,
@@ -79,7 +85,7 @@ class MaskingOptions:
     pixels: Pixels = PIXELS  # the model's own, with these levels
     tta: bool = False
     windows: Mapping[str, Any] = field(default_factory=dict)  # TILE, TILE_OVERLAP; {}: the model's
-    batch_size: int = 4
+    batch_size: int = 0  # 0: as it suits the device
     preview: int = 0  # pixels of the longer side of Masked.previews; 0: there are none
 
     @property
@@ -244,7 +250,7 @@ def mask_each(
     if not photographs:
         return
     cast_convolutions(model)
-    batch_size = options.batch_size
+    batch_size = options.batch_size or photographs_at_once(device_of(model))
     if network_size(model_config(model)) is None:  # pictures of several sizes are no batch
         batch_size = 1
     starts = range(0, len(photographs), batch_size)

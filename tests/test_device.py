@@ -58,6 +58,8 @@ def test_a_gpu_leaves_the_cores_to_reading_and_writing(monkeypatch):
     assert device.choose_threads(CUDA, batches=2) == (8, torch.get_num_threads())
     assert device.choose_threads(CPU, batches=2) == (2, 4)
     assert device.choose_threads(CPU, batches=100) == (8, 1)
+    assert device.photographs_at_once(CUDA) == 4
+    assert device.photographs_at_once(CPU) == 1
     assert device.pinning_pays(CUDA) and not device.pinning_pays(CPU)
     assert device.onnx_providers(CUDA, ["CUDAExecutionProvider"])[0] == "CUDAExecutionProvider"
     for available, place in (([], CUDA), (["CUDAExecutionProvider"], CPU)):
