@@ -138,11 +138,17 @@ def set_windows(model: Any, changes: Mapping) -> None:
         changes: of check_windows.
 
     Raises:
-        UserError: it is for pictures at their own size, which need windows.
+        UserError: it is for pictures at their own size, which need windows; or an overlap of
+            windows is given, and there are none.
     """
     if not changes:
         return
     config = model_config(model) | dict(changes)
+    if not config["TILE"] and "TILE" not in changes:
+        raise UserError(
+            "--tile-overlap: expected a model with windows, but this one sees whole pictures; "
+            "name their side, too, such as --tile 1024"
+        )
     faults = size_faults(config)
     if faults:
         raise UserError(f"--tile: {'; '.join(faults)}")
@@ -206,6 +212,11 @@ def size_faults(constants: Mapping) -> list[str]:
     height, width = constants["IMAGE_HEIGHT"], constants["IMAGE_WIDTH"]
     crop = constants.get("CROP_HEIGHT", 0), constants.get("CROP_WIDTH", 0)
     faults = []
+    if constants.get("CROPS_PER_IMAGE", 1) > 1 and not any(crop):
+        faults.append(
+            "CROPS_PER_IMAGE: expected CROP_HEIGHT and CROP_WIDTH too, or 1, "
+            f"found {constants['CROPS_PER_IMAGE']}"
+        )
     if not height and not width:
         needed = [name for name in ("CROP_HEIGHT", "CROP_WIDTH", "TILE") if name in constants]
         missing = [name for name in needed if not constants[name]]

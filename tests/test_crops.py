@@ -237,6 +237,10 @@ def test_edge_loss_reaches_as_far_in_whole_pictures_as_in_crops():
             {"CROP_HEIGHT": 33, "CROP_WIDTH": 32},
             "expected crops of at most 32x48, to which pictures are scaled, found 33x32",
         ),
+        (
+            {"CROPS_PER_IMAGE": 4},
+            "--crops-per-image: expected CROP_HEIGHT and CROP_WIDTH too, or 1, found 4",
+        ),
         ({"TILE_OVERLAP": 0.95}, "expected 0.0..0.9 share, found 0.95"),
     ],
 )

@@ -189,6 +189,15 @@ def test_windows_that_cannot_be_are_refused(tmp_path, words, message):
     assert message in run_script(tmp_path, "inference.py", *words, status=2).stderr
 
 
+def test_overlap_without_windows_is_refused(tmp_path):
+    write_model(tmp_path / "whole.pth.tar")
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "a.png")
+    words = ("--model", "whole.pth.tar", "--img", "a.png", "--tile-overlap", 0.5)
+    stderr = run_script(tmp_path, "inference.py", *words, status=2).stderr
+    assert "--tile-overlap: expected a model with windows" in stderr
+    run_script(tmp_path, "inference.py", *words, "--tile", 32)
+
+
 def test_evaluation_in_tiles_counts_blended_logits():
     torch.manual_seed(0)
     network = UNET(features=[4])
