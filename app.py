@@ -25,24 +25,34 @@ LOADED_MODELS = 3  # that are kept in memory
 LAST_PORT = 65535
 
 
-def parse_args() -> argparse.Namespace:
-    """Return the options, checked."""
-    parser = options.make_parser(__doc__)
-    parser.add_argument(
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all options."""
+    parser = options.make_parser(
+        __doc__, usage="%(prog)s [--model FILE] [--host ADDRESS] [--port N] [option ...]"
+    )
+    group = parser.add_argument_group("how masks are predicted")
+    options.add_model_option(
+        group, f"checkpoint, such as {config.BEST_CHECKPOINT_FILE}, or exported model"
+    )
+    group = parser.add_argument_group("who reaches the page")
+    group.add_argument(
         "--host",
         metavar="ADDRESS",
         default="127.0.0.1",
         help="where to listen; default: %(default)s, for this computer alone",
     )
-    parser.add_argument(
+    group.add_argument(
         "--port", type=int, default=7860, metavar="N", help="likewise; default %(default)s"
     )
-    options.add_model_option(
-        parser, f"checkpoint, such as {config.BEST_CHECKPOINT_FILE}, or exported model"
-    )
-    options.add_device_option(parser)
-    options.add_constants(parser, options.read_constants(config), ["MAX_MEGAPIXELS"])
-    args = parser.parse_args()
+    group = parser.add_argument_group("where it runs")
+    options.add_device_option(group)
+    options.add_constants(group, options.read_constants(config), ["MAX_MEGAPIXELS"])
+    return parser
+
+
+def parse_args() -> argparse.Namespace:
+    """Return the options, checked."""
+    args = make_parser().parse_args()
     set_max_megapixels(options.resolve(config, args).MAX_MEGAPIXELS)
     if not 1 <= args.port <= LAST_PORT:
         raise UserError(f"--port: expected 1..{LAST_PORT}, found {args.port}")

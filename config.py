@@ -217,7 +217,7 @@ GALLERY_MAX: Annotated[int, Range(0, 1000)] = 200
 SAVE_IMAGES_MAX: Count = 4  # validation batches written as pred_0.png, 0.png and so on
 
 PRESETS = {
-    "classic": {},  # the constants as they stand above
+    "classic": {},  # config.py as it stands
     # Rendered cars, in a minute. Demo checkpoints have their own names, so that they never
     # overwrite those of a real run.
     "demo": {
@@ -256,8 +256,8 @@ PRESETS = {
         "ROTATE": 0.0,
         "VERTICAL_FLIP": 0.0,
     },
-    # The shortest way to 0.98379, the best Dice that the tutorials report, on masks reduced as
-    # theirs are: python train.py --preset fast --stop-at-dice 0.98379 took 37.7 s from the start
+    # The shortest way to Dice 0.98379, the best that the tutorials report. On masks reduced as
+    # theirs are, python train.py --preset fast --stop-at-dice 0.98379 took 37.7 s from the start
     # of the process with an empty cache (median of split seeds 1, 2, 3: 37.7, 36.4, 39.9; chosen
     # on seed 0; 1,832 training images; Dice 0.98400, 0.98439, 0.98499 on 200 validation images)
     # on two cores of an AMD EPYC with AVX-512 bf16, torch 2.15.0. See docs/benchmarks.md.
@@ -296,7 +296,7 @@ PRESETS = {
         "SCALE_JITTER": 0.15,
         "COLOR_JITTER": 0.2,
     },
-    # Many classes in pictures of whole scenes, some of them thin or rare. Give CLASSES.
+    # Many classes in pictures of whole scenes, some of them thin or rare; give CLASSES.
     "scenes": {
         "IMAGE_HEIGHT": 360,
         "IMAGE_WIDTH": 480,
@@ -349,9 +349,9 @@ PRESETS = {
         "SCALE_JITTER": 0.15,
         "COLOR_JITTER": 0.2,
     },
-    # The finest outlines of one studio: all pixels of Carvana's photographs, in blocks of 4x4. For a
-    # GPU: an epoch of 1,632 pairs took 12 s on an H100, 8.5 minutes on two cores. A cache would
-    # hold 9.8 MB a pair.
+    # The finest outlines of one studio, from all pixels of Carvana's photographs. For a GPU: an
+    # epoch of 1,632 pairs took 12 s on an H100, 8.5 minutes on two cores. A cache would hold 9.8 MB
+    # a pair.
     "full_size": {
         "IMAGE_HEIGHT": 1280,
         "IMAGE_WIDTH": 1918,
@@ -370,8 +370,8 @@ PRESETS = {
         "SCALE_JITTER": 0.15,
         "COLOR_JITTER": 0.2,
     },
-    # Cars in any photograph: Carvana's, put before other photographs and spoiled as cameras and web
-    # sites do. Give BACKGROUNDS_DIR.
+    # Cars in any photograph; give BACKGROUNDS_DIR. Carvana's are put before other photographs and
+    # spoiled as cameras and web sites do.
     "anywhere": {
         "IMAGE_HEIGHT": 640,
         "IMAGE_WIDTH": 960,

@@ -1,7 +1,8 @@
 """Score a trained model on pairs of photographs and masks.
 
-python evaluate.py --model best_checkpoint.pth.tar --images data/val_images --masks data/val_masks
-python evaluate.py --json scores.json     all scores, image by image
+python evaluate.py --model best_checkpoint.pth.tar                       on data/val_images
+python evaluate.py --model studio --images photos --masks labels         on any two folders
+python evaluate.py --model best_checkpoint.pth.tar --json scores.json    all scores, image by image
 """
 
 import argparse
@@ -23,22 +24,33 @@ from carvana.threads import keep_freed_memory
 WORST = 5  # files that are listed
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all options."""
+    parser = options.make_parser(
+        __doc__, usage="%(prog)s [--model FILE] [--images DIR --masks DIR] [option ...]"
+    )
+    constants = options.read_constants(config)
+    group = parser.add_argument_group("what is scored")
+    options.add_model_option(
+        group, "checkpoint or exported model; sizes, channels and threshold come from it"
+    )
+    options.add_pair_folders(group, config.VAL_IMG_DIR, config.VAL_MASK_DIR)
+    group.add_argument("--json", metavar="FILE", help="write all scores there, image by image")
+    group = parser.add_argument_group("names of files, and values of masks")
+    options.add_constants(group, constants, AFFIX_CONSTANTS)
+    _add_mask_options(group)
+    group = parser.add_argument_group("how masks are predicted")
+    options.add_window_options(group)
+    options.add_levels_option(group)
+    group = parser.add_argument_group("where it runs")
+    options.add_device_option(group)
+    options.add_constants(group, constants, ["BATCH_SIZE", "NUM_WORKERS", "MAX_MEGAPIXELS"])
+    return parser
+
+
 def parse_args() -> argparse.Namespace:
     """Return the options, checked, with all constants as `cfg`."""
-    parser = options.make_parser(__doc__)
-    options.add_model_option(
-        parser, "checkpoint or exported model; sizes, channels and threshold come from it"
-    )
-    options.add_pair_folders(parser, config.VAL_IMG_DIR, config.VAL_MASK_DIR)
-    constants = options.read_constants(config)
-    options.add_constants(
-        parser, constants, [*AFFIX_CONSTANTS, "MAX_MEGAPIXELS", "BATCH_SIZE", "NUM_WORKERS"]
-    )
-    _add_mask_options(parser)
-    parser.add_argument("--json", metavar="FILE", help="write all scores there, image by image")
-    options.add_window_options(parser)
-    options.add_device_option(parser)
-    args = parser.parse_args()
+    args = make_parser().parse_args()
     args.cfg = options.resolve(config, args)
     set_max_megapixels(args.cfg.MAX_MEGAPIXELS)
     check_image_levels(args.image_levels)
@@ -53,9 +65,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def _add_mask_options(parser: argparse.ArgumentParser) -> None:
-    """Give a parser what masks can hold; a model is not bound to those it was trained on."""
-    parser.add_argument(
+def _add_mask_options(group: argparse._ArgumentGroup) -> None:
+    """Add what masks can hold; a model is not bound to those it was trained on."""
+    group.add_argument(
         "--mask-values",
         type=int,
         nargs="+",
@@ -63,17 +75,11 @@ def _add_mask_options(parser: argparse.ArgumentParser) -> None:
         help="values in the masks' files, one for each class; of one class two: background and "
         "foreground (default: those that the model was trained with)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--mask-threshold",
         type=int,
         metavar="INT",
         help="of soft masks of one class: levels over this, of 255, are foreground, such as 127",
-    )
-    parser.add_argument(
-        "--image-levels",
-        type=int,
-        metavar="INT",
-        help="the level that is white in 16-bit photographs (default: as the model was trained)",
     )
 
 

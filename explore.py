@@ -1,4 +1,9 @@
-"""Look at a data set before training on it: python explore.py [--images DIR --masks DIR]
+"""Look at a data set before training on it.
+
+python explore.py                                          data/train_images, data/train_masks
+python explore.py --images photos --masks labels           any two folders
+python explore.py --images photos --masks labels --classes background road sky
+python explore.py --noise                                  how exact the masks' outlines are
 
 Prints counts, sizes, formats, brightness, the share of the foreground, duplicates and oddities,
 and writes them with pictures to one HTML page.
@@ -36,28 +41,10 @@ MAX_CARDS = 1000
 
 def parse_args() -> argparse.Namespace:
     """Return the command line's options. Raises UserError for wrong ones."""
-    parser = make_parser(__doc__)
-    add_pair_folders(parser, config.TRAIN_IMG_DIR, config.TRAIN_MASK_DIR)
-    parser.add_argument(
-        "--out",
-        metavar="FILE.html",
-        default=os.path.join(config.SAVED_IMAGES_DIR, "explore.html"),
-        help="the page (default %(default)s)",
-    )
-    parser.add_argument(
-        "--most",
-        type=int,
-        default=200,
-        metavar="N",
-        help="pairs shown in the page, those whose outline agrees least with the photograph "
-        "first (default %(default)s)",
-    )
-    parser.add_argument(
-        "--noise",
-        action="store_true",
-        help="measure at full size how far the masks' outlines lie from the photographs' edges "
-        "where these are clear, and what Dice that allows",
-    )
+    parser = make_parser(__doc__, usage="%(prog)s [--images DIR --masks DIR] [option ...]")
+    group = parser.add_argument_group("which photographs and masks")
+    add_pair_folders(group, config.TRAIN_IMG_DIR, config.TRAIN_MASK_DIR)
+    _add_page_options(parser.add_argument_group("what is shown"))
     add_data_options(parser, read_constants(config))
     args = parser.parse_args()
     if not 1 <= args.most <= MAX_CARDS:
@@ -65,6 +52,29 @@ def parse_args() -> argparse.Namespace:
     if Path(args.out).suffix != ".html":
         raise UserError(f"--out: expected a name that ends in .html, found {args.out!r}")
     return args
+
+
+def _add_page_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--out",
+        metavar="FILE.html",
+        default=os.path.join(config.SAVED_IMAGES_DIR, "explore.html"),
+        help="the page (default %(default)s)",
+    )
+    group.add_argument(
+        "--most",
+        type=int,
+        default=200,
+        metavar="N",
+        help="pairs shown in the page, those whose outline agrees least with the photograph "
+        "first (default %(default)s)",
+    )
+    group.add_argument(
+        "--noise",
+        action="store_true",
+        help="measure at full size how far the masks' outlines lie from the photographs' edges "
+        "where these are clear, and what Dice that allows",
+    )
 
 
 def main() -> None:

@@ -1,10 +1,11 @@
 """A checkpoint in other formats, each proved equal to it.
 
-python export.py                      all formats of the weights that come with the project, in
-                                      exports/, with a README.md
-python export.py --model best_checkpoint.pth.tar   of your own
-python export.py --formats onnx int8  some of them
-python export.py --formats onnx --opset 20   for a program that asks for this version of ONNX
+python export.py                                    the weights that come with the project
+python export.py --model best_checkpoint.pth.tar    those of your own
+python export.py --formats onnx int8                some formats
+python export.py --formats onnx --opset 20          for a program that asks for this version of ONNX
+
+The formats, their files in exports/, and what each is for:
 
 weights      unet_weights.pth.tar     weights and constants without the optimizer, for this project
 pth          unet_model.pth           the whole model; torch.load runs code in such a file: use it
@@ -37,16 +38,24 @@ from carvana.pairs import check_folders
 from carvana.threads import keep_freed_memory
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all options."""
+    parser = options.make_parser(
+        __doc__, usage="%(prog)s [--model FILE] [--formats FORMAT ...] [option ...]"
+    )
+    group = parser.add_argument_group("what is exported")
+    options.add_model_option(group, "checkpoint")
+    _add_format_options(group)
+    _add_photograph_options(parser.add_argument_group("which photographs and masks"))
+    group = parser.add_argument_group("names and sizes of their files")
+    constants = options.read_constants(config)
+    options.add_constants(group, constants, [*AFFIX_CONSTANTS, "MAX_MEGAPIXELS"])
+    return parser
+
+
 def parse_args() -> argparse.Namespace:
     """Return the options, checked, with `naming` among them."""
-    parser = options.make_parser(__doc__)
-    options.add_model_option(parser, "checkpoint")
-    _add_format_options(parser)
-    _add_photograph_options(parser)
-    options.add_constants(
-        parser, options.read_constants(config), [*AFFIX_CONSTANTS, "MAX_MEGAPIXELS"]
-    )
-    args = parser.parse_args()
+    args = make_parser().parse_args()
     constants = options.resolve(config, args)
     set_max_megapixels(constants.MAX_MEGAPIXELS)
     args.naming = Naming.from_constants(vars(constants))
@@ -58,18 +67,18 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def _add_format_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--out", metavar="DIR", default="exports", help="where the files go; default %(default)s"
-    )
-    parser.add_argument(
+def _add_format_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--formats",
         nargs="+",
         choices=FORMATS,
         metavar="FORMAT",
         help=f"some of {' '.join(FORMATS)}; default: all",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--out", metavar="DIR", default="exports", help="where the files go; default %(default)s"
+    )
+    group.add_argument(
         "--opset",
         type=int,
         metavar="N",
@@ -79,21 +88,21 @@ def _add_format_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_photograph_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_photograph_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--images",
         metavar="DIR",
         help=f"photographs to score on; default {config.VAL_IMG_DIR}, or rendered ones if there "
         "are none",
     )
-    parser.add_argument("--masks", metavar="DIR", help="their masks")
-    parser.add_argument(
+    group.add_argument("--masks", metavar="DIR", help="their masks")
+    group.add_argument(
         "--calibration",
         metavar="DIR",
         default=config.TRAIN_IMG_DIR,
         help="photographs from which int8's ranges come; default %(default)s, or rendered ones",
     )
-    parser.add_argument(
+    group.add_argument(
         "--calibration-masks",
         metavar="DIR",
         default=config.TRAIN_MASK_DIR,

@@ -1,10 +1,11 @@
 """Photographs to masks, overlays and cutouts, at the photographs' own size.
 
-python inference.py --img car.jpg                        outputs/car_mask.png, car_overlay.jpg
-python inference.py --img photos --cutout --no-overlay   a folder; the cars on transparency
+python inference.py --img car.jpg                                   its mask and overlay
+python inference.py --img photos --cutout --no-overlay              cars on transparency
 python inference.py --img 'photos/*.jpg' --background white --shadow --fit 1200x800
-python inference.py --img test_hq --no-save --rle submission.csv   the challenge's submission;
-                                       after an interruption the same command continues
+python inference.py --img test_hq --no-save --rle submission.csv    the challenge's submission
+
+Files go to outputs/. After an interruption the last command continues where it stopped.
 """
 
 import argparse
@@ -28,8 +29,18 @@ MAX_BATCH_SIZE = 65536
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all options."""
-    parser = options.make_parser(__doc__)
-    parser.add_argument(
+    parser = options.make_parser(__doc__, usage="%(prog)s --img PATH [PATH ...] [option ...]")
+    add_photograph_options(parser.add_argument_group("which photographs"))
+    add_output_options(parser.add_argument_group("what is written"))
+    add_cutout_options(parser.add_argument_group("what cutouts and backgrounds look like"))
+    add_prediction_options(parser.add_argument_group("how masks are predicted"))
+    add_machine_options(parser.add_argument_group("where it runs"))
+    return parser
+
+
+def add_photograph_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say which photographs are masked."""
+    group.add_argument(
         "--img",
         nargs="+",
         required=True,
@@ -37,21 +48,16 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"photographs ({' '.join(IMAGE_TYPES)}), folders of them, or patterns such as "
         "'photos/*.jpg'",
     )
-    parser.add_argument(
+    group.add_argument(
         "--recursive", action="store_true", help="look into the folders' sub-folders too"
     )
-    parser.add_argument(
-        "--out", metavar="DIR", default="outputs", help="where the files go; default %(default)s"
-    )
-    options.add_constants(parser, options.read_constants(config), ["MAX_MEGAPIXELS"])
-    add_output_options(parser.add_argument_group("what is written"))
-    add_cutout_options(parser.add_argument_group("what cutouts and backgrounds look like"))
-    add_prediction_options(parser.add_argument_group("how masks are predicted"))
-    return parser
 
 
 def add_output_options(group: argparse._ArgumentGroup) -> None:
     """Add the options that say what is written."""
+    group.add_argument(
+        "--out", metavar="DIR", default="outputs", help="where the files go; default %(default)s"
+    )
     group.add_argument(
         "--save",
         action=argparse.BooleanOptionalAction,
@@ -129,25 +135,24 @@ def add_prediction_options(group: argparse._ArgumentGroup) -> None:
         help="probability above which a pixel is car; default: the model's own",
     )
     group.add_argument(
-        "--image-levels",
-        type=int,
-        metavar="INT",
-        help="the level that is white in 16-bit photographs, such as 4095 where they hold 12 "
-        "bits; default: as the model was trained",
-    )
-    group.add_argument(
         "--tta",
         action="store_true",
         help="average with the mirror image: twice the time, a little better",
     )
+    options.add_window_options(group)
+    options.add_levels_option(group)
+
+
+def add_machine_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options that say where masks are predicted, and in what memory."""
+    options.add_device_option(group)
     group.add_argument(
         "--batch-size",
         type=int,
         metavar="N",
         help="photographs that the network sees at once; default 1 on a CPU, 4 on a GPU",
     )
-    options.add_window_options(group)
-    options.add_device_option(group)
+    options.add_constants(group, options.read_constants(config), ["MAX_MEGAPIXELS"])
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,11 +1,11 @@
 """Make data/ ready for training: check every pair, split the cars, put the files in place.
 
-    python prepare_data.py train.zip train_masks.zip  Kaggle's two files
-    python prepare_data.py carvana-image-masking-challenge.zip  its outer zip, or that unpacked
-    python prepare_data.py --images DIR --masks DIR   any two folders
-    python prepare_data.py --demo                     no photographs yet: render cars in data/demo
-    python prepare_data.py --demo --scenes 300        render street scenes of 8 classes
-    python prepare_data.py --check                    only check what is in place
+python prepare_data.py train.zip train_masks.zip              Kaggle's two files
+python prepare_data.py carvana-image-masking-challenge.zip    its outer zip, or that unpacked
+python prepare_data.py --images DIR --masks DIR               any two folders
+python prepare_data.py --demo                                 no photographs yet: render cars
+python prepare_data.py --demo --scenes 300                    render street scenes of 8 classes
+python prepare_data.py --check                                only check what is in place
 
 The cars are split into training, validation and, with --test-fraction, test.
 """
@@ -50,21 +50,15 @@ def parse_args(constants: dict[str, Constant]) -> argparse.Namespace:
     Raises:
         UserError: options are wrong or do not go together.
     """
-    parser = make_parser(__doc__)
-    _add_source_options(parser)
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="where the folders go (default data; data/demo with --demo; data/parts with --parts; "
-        "data/scenes with --scenes)",
+    parser = make_parser(
+        __doc__,
+        usage="%(prog)s SOURCE [SOURCE] | --images PATH --masks PATH | --demo | --check "
+        "[option ...]",
     )
-    parser.add_argument("--check", action="store_true", help="only check what is in place")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave bad files out instead of stopping"
-    )
-    parser.add_argument("--force", action="store_true", help="replace what is in place")
-    _add_split_options(parser)
-    _add_demo_options(parser)
+    _add_source_options(parser.add_argument_group("which photographs and masks"))
+    _add_split_options(parser.add_argument_group("how they are split"))
+    _add_output_options(parser.add_argument_group("what is written"))
+    _add_demo_options(parser.add_argument_group("rendered cars and street scenes"))
     add_data_options(parser, constants)
     args = parser.parse_args()
     _check_source(parser, args)
@@ -73,50 +67,64 @@ def parse_args(constants: dict[str, Constant]) -> argparse.Namespace:
     return args
 
 
-def _add_source_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_source_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "source",
         nargs="*",
         help="photographs and masks, or one archive or folder that holds both, in any of the usual "
         "layouts; archives are .zip, .tar.gz and the like",
     )
-    parser.add_argument("--images", metavar="PATH", help="folder or archive of photographs")
-    parser.add_argument(
+    group.add_argument("--images", metavar="PATH", help="folder or archive of photographs")
+    group.add_argument(
         "--masks",
         metavar="PATH",
         help="folder or archive of masks, NAME_mask.png or NAME.png (gif, bmp and tif as well); or "
         "annotations: COCO's .json, LabelMe's, CVAT's or Pascal VOC's",
     )
-    parser.add_argument(
+    group.add_argument(
         "--recursive",
         action="store_true",
         help="look into the folders' sub-folders too, which must be the same ones for photographs "
         "and masks; a file is then named after its folders",
     )
-    parser.add_argument(
+    group.add_argument(
         "--missing-mask",
         choices=("error", "empty"),
         default="error",
         help="empty: a photograph without a mask shows nothing but background (default error)",
     )
+    group.add_argument(
+        "--skip-bad", action="store_true", help="leave bad files out instead of stopping"
+    )
 
 
-def _add_split_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_output_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        help="where the folders go (default data; data/demo with --demo; data/parts with --parts; "
+        "data/scenes with --scenes)",
+    )
+    group.add_argument("--force", action="store_true", help="replace what is in place")
+    group.add_argument("--check", action="store_true", help="only check what is in place")
+
+
+def _add_split_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--val-fraction",
         type=_parse_fraction,
         default=0.1,
         metavar="F",
         help="share of the cars to validate on (default %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--test-fraction",
         type=_parse_fraction,
         default=0.0,
         metavar="F",
         help="share of the cars to set aside for a final test (default %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--seed",
         type=int,
         default=0,
@@ -124,30 +132,30 @@ def _add_split_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_demo_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def _add_demo_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--demo", action="store_true", help="render cars instead of reading photographs"
     )
-    parser.add_argument(
+    group.add_argument(
         "--parts",
         action="store_true",
         help=f"with --demo: masks of {len(PARTS)} classes, {' '.join(PARTS)}",
     )
-    parser.add_argument(
+    group.add_argument(
         "--scenes",
         type=int,
         metavar="N",
         help="with --demo: so many street scenes instead of cars, a photograph of each, with masks "
         f"of {len(SCENE_CLASSES)} classes, {' '.join(SCENE_CLASSES)}",
     )
-    parser.add_argument(
+    group.add_argument(
         "--cars",
         type=int,
         default=SetOptions.cars,
         metavar="N",
         help="with --demo: how many (default %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--angles",
         type=int,
         default=SetOptions.angles,
@@ -157,7 +165,7 @@ def _add_demo_options(parser: argparse.ArgumentParser) -> None:
     )
     height, width = SetOptions.size
     scene_height, scene_width = SCENE_SIZE
-    parser.add_argument(
+    group.add_argument(
         "--size",
         type=int,
         nargs=2,

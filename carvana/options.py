@@ -5,7 +5,9 @@ import ast
 import difflib
 import re
 import shlex
+import shutil
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
@@ -17,21 +19,26 @@ from carvana.schema import ValueType, check, parse, parse_annotation, plain_anno
 from carvana.shipped import SHIPPED_MODELS, find_model
 from carvana.synonyms import describe_unknown
 
-DATA_CONSTANTS = (
-    *AFFIX_CONSTANTS,
-    "GROUP_REGEX",
-    "CLASSES",
-    "PALETTE",
-    "IGNORE_INDEX",
-    "MASK_VALUES",
-    "MASK_THRESHOLD",
-    "IN_CHANNELS",
-    "IMAGE_LEVELS",
-    "IMAGE_RANGE",
-    "MAX_MEGAPIXELS",
-)
+DATA_CONSTANTS = {  # of files of photographs and masks, by the heading of their options
+    "names and values of masks": (
+        "CLASSES",
+        "PALETTE",
+        "MASK_VALUES",
+        "MASK_THRESHOLD",
+        "IGNORE_INDEX",
+    ),
+    "names of files": (*AFFIX_CONSTANTS, "GROUP_REGEX"),
+    "levels and channels of photographs": (
+        "IN_CHANNELS",
+        "IMAGE_LEVELS",
+        "IMAGE_RANGE",
+        "MAX_MEGAPIXELS",
+    ),
+}
+HELP_COLUMNS = 100  # at most, however wide the terminal is
 DEVICES = ("auto", "cuda", "mps", "cpu")
 OPTION = re.compile("--?[A-Za-z]")
+HEADING = re.compile("# -{8,} (.+)")  # of a section of config.py
 
 
 class Constant(NamedTuple):
@@ -40,14 +47,16 @@ class Constant(NamedTuple):
     value: Any
     type: ValueType
     reason: str  # its comment
+    section: str = ""  # the heading that it stands below
 
     @property
     def help(self) -> str:
         """Return the reason, what it can be, and its value, for --help."""
         value = self.value
         if isinstance(value, list | tuple):
-            value = " ".join(map(str, value))
-        return f"{self.reason} [{self.type}]; now {value}"
+            value = " ".join(map(str, value)) or "empty"
+        shown_value = '""' if value == "" else value
+        return f"{self.reason} [{self.type}]; now {shown_value}"
 
 
 # ---------------------------------------------------------------- reading config.py
@@ -55,13 +64,28 @@ class Constant(NamedTuple):
 
 def read_constants(config: ModuleType) -> dict[str, Constant]:
     """Return {name: Constant} of the config module, in its order, without PRESETS."""
-    reasons = _reasons(Path(str(config.__file__)).read_text(encoding="utf-8"))
+    comments = _comments(Path(str(config.__file__)).read_text(encoding="utf-8"))
     constants = {}
     for name, value in vars(config).items():
         if name.isupper() and name != "PRESETS":
             annotation = config.__annotations__.get(name, plain_annotation(value))
-            constants[name] = Constant(value, parse_annotation(annotation), reasons.get(name, ""))
+            reason, section = comments.get(name, ("", ""))
+            constants[name] = Constant(value, parse_annotation(annotation), reason, section)
     return constants
+
+
+def preset_purposes(config: ModuleType) -> dict[str, str]:
+    """Return {preset: the first sentence of its comment} of the config module."""
+    source = Path(str(config.__file__)).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    purposes = dict.fromkeys(config.PRESETS, "")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if isinstance(key, ast.Constant) and isinstance(value, ast.Dict):
+                    comment = _comment(lines, key.lineno - 1, (value.end_lineno or key.lineno) - 1)
+                    purposes[key.value] = re.split(r"\.(?: |$)", comment)[0]
+    return {name: purposes[name] for name in config.PRESETS}
 
 
 def default_values(config: ModuleType) -> dict[str, Any]:
@@ -69,30 +93,33 @@ def default_values(config: ModuleType) -> dict[str, Any]:
     return {name: constant.value for name, constant in read_constants(config).items()}
 
 
-def _reasons(source: str) -> dict[str, str]:
-    """Return {constant: its comment}: the one behind its value, else the lines above it."""
+def _comments(source: str) -> dict[str, tuple[str, str]]:
+    """Return {constant: (its comment, the heading that it stands below)}."""
     lines = source.splitlines()
-    reasons = {}
+    headings = {
+        index: match[1] for index, line in enumerate(lines) if (match := HEADING.match(line))
+    }
+    comments = {}
     for statement in ast.parse(source).body:
         if not isinstance(statement, ast.AnnAssign | ast.Assign):
             continue
         target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
-        name = ast.unparse(target)
-        last_line = statement.end_lineno or statement.lineno
-        trailing = re.search(r"  # (.*)$", lines[last_line - 1])
-        if trailing:
-            reasons[name] = trailing[1]
-        else:
-            reasons[name] = _comment_above(lines, statement.lineno - 1)
-    return reasons
+        first = statement.lineno - 1
+        above = [heading for index, heading in headings.items() if index < first]
+        comment = _comment(lines, first, (statement.end_lineno or statement.lineno) - 1)
+        comments[ast.unparse(target)] = (comment, above[-1] if above else "")
+    return comments
 
 
-def _comment_above(lines: Sequence[str], index: int) -> str:
-    """Return the comment that ends on the line before lines[index]."""
-    start = index
-    while start > 0 and re.match("# (?!----)", lines[start - 1]):
+def _comment(lines: Sequence[str], first: int, last: int) -> str:
+    """Return the comment of lines[first] to lines[last]: the one behind, else the lines above."""
+    trailing = re.search(r"  # (.*)$", lines[last])
+    if trailing:
+        return trailing[1]
+    start = first
+    while start > 0 and re.match(r"\s*# (?!----)", lines[start - 1]):
         start -= 1
-    return " ".join(line.removeprefix("# ") for line in lines[start:index])
+    return " ".join(line.strip().removeprefix("# ") for line in lines[start:first])
 
 
 # ---------------------------------------------------------------- parsers
@@ -113,9 +140,10 @@ class OptionParser(argparse.ArgumentParser):
 
 def make_parser(description: str | None, **settings: Any) -> OptionParser:
     """Return a parser that shows the description as it is written."""
+    columns = min(shutil.get_terminal_size().columns, HELP_COLUMNS) - 2
     return OptionParser(
         description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=columns),
         **settings,
     )
 
@@ -132,9 +160,9 @@ def option_words(constant: str, value: Any) -> str:
 
 
 def add_constants(
-    parser: argparse.ArgumentParser, constants: dict[str, Constant], names: Iterable[str]
+    parser: argparse._ActionsContainer, constants: dict[str, Constant], names: Iterable[str]
 ) -> None:
-    """Give a parser an option for each of the named constants."""
+    """Give a parser, or a group of its options, one for each of the named constants."""
     for name in names:
         constant = constants[name]
         nargs = None
@@ -151,10 +179,31 @@ def add_constants(
 
 def add_data_options(parser: argparse.ArgumentParser, constants: dict[str, Constant]) -> None:
     """Give a parser the constants that say what files of photographs and masks are."""
-    add_constants(parser, constants, DATA_CONSTANTS)
+    for heading, names in DATA_CONSTANTS.items():
+        add_constants(parser.add_argument_group(heading), constants, names)
 
 
-def add_model_option(parser: argparse.ArgumentParser, description: str) -> None:
+def add_constants_by_section(
+    parser: argparse.ArgumentParser, constants: dict[str, Constant]
+) -> None:
+    """Give a parser an option for each constant, below the headings of config.py."""
+    for section in dict.fromkeys(constant.section for constant in constants.values()):
+        names = [name for name, constant in constants.items() if constant.section == section]
+        title, _, description = section.partition(": ")
+        group = parser.add_argument_group(title or None, description or None)
+        add_constants(group, constants, names)
+
+
+def add_preset_option(parser: argparse.ArgumentParser, config: ModuleType) -> None:
+    """Give a parser --preset, with what each preset is for."""
+    purposes = preset_purposes(config)
+    width = max(map(len, purposes)) + 2
+    lines = [f"{name:{width}}{purpose}".rstrip() for name, purpose in purposes.items()]
+    group = parser.add_argument_group("presets", "\n".join(lines))
+    group.add_argument("--preset", metavar="NAME", help="one of these sets of constants")
+
+
+def add_model_option(parser: argparse._ActionsContainer, description: str) -> None:
     """Give a parser --model; what comes with the project has a name, and one is the default."""
     shipped = " and ".join(f"{name}, for {model.purpose}" for name, model in SHIPPED_MODELS.items())
     parser.add_argument(
@@ -183,7 +232,18 @@ def add_window_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def add_pair_folders(parser: argparse.ArgumentParser, image_dir: str, mask_dir: str) -> None:
+def add_levels_option(parser: argparse._ActionsContainer) -> None:
+    """Give a parser --image-levels."""
+    parser.add_argument(
+        "--image-levels",
+        type=int,
+        metavar="INT",
+        help="the level that is white in 16-bit photographs, such as 4095 where they hold 12 "
+        "bits; default: as the model was trained",
+    )
+
+
+def add_pair_folders(parser: argparse._ActionsContainer, image_dir: str, mask_dir: str) -> None:
     """Give a parser --images and --masks with these defaults."""
     for name, default, description in (
         ("--images", image_dir, "photographs"),
@@ -194,7 +254,7 @@ def add_pair_folders(parser: argparse.ArgumentParser, image_dir: str, mask_dir: 
         )
 
 
-def add_device_option(parser: argparse.ArgumentParser) -> None:
+def add_device_option(parser: argparse._ActionsContainer) -> None:
     """Give a parser --device."""
     parser.add_argument(
         "--device", default="auto", choices=DEVICES, help="auto: the first available one"
@@ -242,9 +302,8 @@ def load(
         usage="%(prog)s [--preset NAME] [--any-constant VALUE ...]",
         allow_abbrev=False,
     )
-    presets = ", ".join(config.PRESETS)
-    parser.add_argument("--preset", metavar="NAME", help=f"a named set of constants: {presets}")
-    add_constants(parser, constants, constants)
+    add_preset_option(parser, config)
+    add_constants_by_section(parser, constants)
     args, unknown = parser.parse_known_args(argv)
     options = [option_name(name) for name in constants] + ["--preset"]
     problems = [describe_unknown(word, options) for word in unknown if OPTION.match(word)]

@@ -42,7 +42,8 @@ def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -
 
 def _probabilities(logits: np.ndarray, classes: Classes) -> np.ndarray:
     if classes.single:
-        return 1 / (1 + np.exp(-logits[0]))
+        with np.errstate(over="ignore"):  # of a logit under -88; its probability is 0
+            return 1 / (1 + np.exp(-logits[0]))
     return torch.softmax(torch.from_numpy(logits), 0).numpy()
 
 

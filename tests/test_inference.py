@@ -92,6 +92,14 @@ def test_inference_and_predict_agree(work, run):
         assert ((probability > 0.6) != mask).mean() < 1e-3
 
 
+def test_predict_says_nothing_of_logits_far_below_zero(work):
+    model = utils.load_model(work / BEST, "cpu")
+    with torch.no_grad():
+        model.final_conv.bias -= 200  # the exponential of 89 is infinite in float32
+    (probability,) = utils.predict(model, [scene(5, 64, 96)[0]])
+    assert probability.max() == 0
+
+
 def test_predict_averages_mirrored_predictions(work):
     model = utils.load_model(work / BEST, "cpu")
     image = scene(5, 64, 96)[0]

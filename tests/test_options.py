@@ -168,6 +168,46 @@ def test_help_says_of_every_constant_what_it_is_for_and_can_be(run):
             assert " ".join(expected.split()) in text, (name, expected)
 
 
+SCRIPTS = ("prepare_data", "explore", "train", "evaluate", "inference", "export", "app")
+
+
+@pytest.mark.parametrize("columns", [80, 300])
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_grouped_and_narrow_and_tells_every_value(run, monkeypatch, script, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = run(f"{script}.py", "--help").stdout
+    lines = text.splitlines()
+    usage = lines[: lines.index("")]
+    groups = [line for line in lines if re.fullmatch("[a-z][^:]*:", line)]
+    assert len(usage) == 1
+    assert groups[0] == "options:"
+    assert len(groups) >= 4
+    assert [line for line in lines if len(line) > options.HELP_COLUMNS] == []
+    ends = re.findall(r"\]; now(.*)\n(.*)", text)  # a value can stand in the next line
+    empty = [end for end in ends if not end[0].strip() and not re.match(" {10}", end[1])]
+    assert empty == []
+
+
+def test_help_of_train_has_the_sections_of_config_and_the_purpose_of_every_preset(run):
+    lines = run("train.py", "--help").stdout.splitlines()
+    source = Path(config.__file__).read_text(encoding="utf-8")
+    sections = [title.partition(":")[0] for title in re.findall("# -{20,} (.*)", source)]
+    titles = [line[:-1] for line in lines if re.fullmatch("[a-z][^:]*:", line)]
+    assert titles == ["options", "presets", *sections]
+    for name, purpose in options.preset_purposes(config).items():
+        assert len(purpose.split()) >= 3, name
+        assert any(line.split() == [name, *purpose.split()] for line in lines), name
+
+
+def test_constants_without_section_are_options_all_the_same(tmp_path):
+    module = import_module(tmp_path, "A_NUMBER: int = 1\nPRESETS = dict(own={})\n")
+    parser = options.make_parser("")
+    options.add_preset_option(parser, module)
+    options.add_constants_by_section(parser, options.read_constants(module))
+    assert parser.parse_args(["--a-number", "2"]).A_NUMBER == "2"
+    assert "own" in parser.format_help()
+
+
 @pytest.mark.parametrize(
     "edit, expected",
     [
