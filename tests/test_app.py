@@ -164,9 +164,9 @@ def test_photograph_of_the_file_chooser_is_framed(site, tab, tmp_path):
 
 
 @needs_gradio
-def test_example_of_the_readme_runs(site):
+def test_example_of_the_documents_runs(site):
     folder, address = site
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/inference.md").read_text(encoding="utf-8")
     (example,) = re.findall("```python\n(from gradio_client .*?)```", text, re.DOTALL)
     example = example.replace("http://127.0.0.1:7860", address).replace("car.jpg", "car0.jpg")
     example += "\nprint(files[0])"
