@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from jinja2 import Environment, FileSystemLoader
-from measure_code import ROOT, Trees, imported_modules
 
 from carvana.files import replacing
+from tools.measure_code import ROOT, Trees, imported_modules
 
 TABLE = ROOT / "docs" / "design.md"
 PICTURE = ROOT / "docs" / "layers.svg"

@@ -1,7 +1,7 @@
 """Measure how the product code reads, tests apart: sizes, complexity, nesting, imports.
 
-python tools/measure_code.py             the working tree
-python tools/measure_code.py 685fd74 HEAD    commits, side by side
+python tools/measure_code.py                the working tree
+python tools/measure_code.py HEAD~20 HEAD   commits, side by side
 
 Every tree is formatted by ruff at 100 columns first, so that figures compare.
 """
