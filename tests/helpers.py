@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import functools
+import importlib.util
 import io
 import os
 import runpy
@@ -317,6 +318,14 @@ def check_status(finished, status):
     if status == 2:
         assert "Traceback" not in finished.stderr
     return finished
+
+
+def load_tool(name):
+    """Return a file of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # ---------------------------------------------------------------- models and checkpoints

@@ -1,10 +1,9 @@
 """docs/unet.svg is what tools/draw_unet.py draws, and shows what a forward pass returns."""
 
-import importlib.util
 import xml.etree.ElementTree
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, load_tool
 
 from model import UNET
 
@@ -13,10 +12,7 @@ TEXT = "{http://www.w3.org/2000/svg}text"
 
 @pytest.fixture(scope="module")
 def draw_unet():
-    spec = importlib.util.spec_from_file_location("draw_unet", ROOT / "tools/draw_unet.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("draw_unet")
 
 
 def test_picture_is_the_default_networks(draw_unet):

@@ -1,12 +1,13 @@
-"""Check and measure this machine's GPU: python tools/gpu_check.py
+"""Check that this machine's GPU does all that it should, and measure how fast.
+
+python tools/gpu_check.py
+python tools/gpu_check.py --parts resuming memory    some of it
+python tools/gpu_check.py --images data/train_images --masks data/train_masks   on real photographs
 
 The first epoch in each precision, and compiled; resuming; what happens where the GPU's memory is
 short; exported models; two processes, where there are two GPUs; how many images a second pass each
-stage. It prints a table for docs/benchmarks.md and a verdict, and exits
-with status 1 if something is wrong. Without a GPU it does the same on the CPU, in a small form.
-
-python tools/gpu_check.py --parts resuming memory    some of it
-python tools/gpu_check.py --images data/train_images --masks data/train_masks   on real photographs
+stage. It prints a table for docs/benchmarks.md and a verdict, and exits with status 1 if something
+is wrong. Without a GPU it does the same on the CPU, in a small form.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""How time and memory grow with the number of images."""
+"""How time and memory grow with the number of images, for benchmark.py.
+
+python tools/benchmark.py --parts scaling
+"""
 
 import argparse
 import sys

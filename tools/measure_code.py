@@ -1,7 +1,7 @@
 """Measure how the product code reads, tests apart: sizes, complexity, nesting, imports.
 
-python tools/measure_code.py             the working tree
-python tools/measure_code.py 685fd74 HEAD    commits, side by side
+python tools/measure_code.py                the working tree
+python tools/measure_code.py HEAD~20 HEAD   commits, side by side
 
 Every tree is formatted by ruff at 100 columns first, so that figures compare.
 """
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,7 +192,9 @@ def _is_stored(name: ast.Name) -> bool:
 
 def import_levels(trees: Trees) -> int:
     """Return the length of the longest chain of imports between modules."""
-    imports = {module: imported_modules(tree, trees) - {module} for module, tree in trees.items()}
+    imports = {
+        module: imported_modules(tree.body, trees) - {module} for module, tree in trees.items()
+    }
     levels = collections.Counter()
     for _ in trees:  # each round settles at least one more level
         for module, targets in imports.items():
@@ -200,10 +202,10 @@ def import_levels(trees: Trees) -> int:
     return min(max(levels.values()), len(trees))
 
 
-def imported_modules(tree: ast.Module, trees: Trees) -> set[str]:
-    """Return which of the project's modules one of them imports at its top."""
+def imported_modules(nodes: Iterable[ast.AST], trees: Trees) -> set[str]:
+    """Return which of the project's modules these nodes of a module's syntax import."""
     targets = set()
-    for statement in tree.body:
+    for statement in nodes:
         if isinstance(statement, ast.Import):
             targets |= {alias.name for alias in statement.names}
         elif isinstance(statement, ast.ImportFrom) and statement.module:
