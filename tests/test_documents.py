@@ -68,7 +68,7 @@ SECTIONS_ELSEWHERE = {
 }
 # What needs a page that is being served: a script, and Python that begins with this.
 PAGE_SCRIPT, PAGE_CLIENT = "app.py", "from gradio_client"
-PAGE_TEST = "tests/test_app.py::test_example_of_the_readme_runs"
+PAGE_TEST = "tests/test_app.py::test_example_of_the_documents_runs"
 # What stands for a word in capitals where 1 does not fit.
 STAND_INS = {"SHARE": "0.5", "F": "0.5", "T": "0.5", "RATE": "0.5", "NAME": "small"}
 ELIDED = ("...", "…", "OPTIONS")

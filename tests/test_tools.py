@@ -1,17 +1,9 @@
 """The small tools: the README's picture, and what there is to gain."""
 
-import importlib.util
 import re
 
 import numpy as np
-from helpers import ROOT, run_script, split_folders, write_model, write_pairs
-
-
-def load_tool(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from helpers import load_tool, run_script, split_folders, write_model, write_pairs
 
 
 def test_steps_show_photograph_mask_cutout_and_another_background(tmp_path):

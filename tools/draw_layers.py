@@ -7,6 +7,7 @@ room is in the row below the lowest one that imports it. Rooms that most others 
 below all, and have no arrows. An arrow that a chain of others implies is left out as well.
 """
 
+import argparse
 import ast
 import collections
 import graphlib
@@ -271,6 +272,9 @@ def draw(rooms: list[Room], trees: Trees) -> str:
 
 def main() -> None:
     """Draw the rooms of docs/design.md."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     trees = parse_code()
     rooms = read_rooms(TABLE.read_text(encoding="utf-8"), trees)
     with replacing(PICTURE) as temporary:
