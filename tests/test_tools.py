@@ -33,6 +33,16 @@ def test_correction_is_right_near_the_outline_alone():
     assert gains.correct_near_outline(predicted, target, 0.5)[5, 5] == 1
 
 
+def test_thin_parts_are_antennas_and_no_corners():
+    gains = load_tool("gains")
+    mask = np.zeros((80, 80), np.uint8)
+    mask[40:70, 10:70] = 1
+    assert not gains.find_thin_parts(mask).any()
+    mask[10:40, 30:34] = 1
+    thin = gains.find_thin_parts(mask)
+    assert thin[10:38, 30:34].all() and thin.sum() < 30 * 4 + 10
+
+
 def test_gains_are_listed_for_each_model_and_for_all(tmp_path):
     folders = split_folders(tmp_path)
     write_pairs(folders[0], folders[1], cars=2, angles=2)
@@ -46,3 +56,4 @@ def test_gains_are_listed_for_each_model_and_for_all(tmp_path):
     dice += [float(rows[f"0.pth.tar, perfect within {d} pixels of its outline"]) for d in (1, 8)]
     assert dice == sorted(dice) and dice[0] < dice[2]
     assert "all, with mirror images" in rows
+    assert re.search(r"^thin parts, \d+ pixels, that are found:\n  0.pth.tar: \d", printed, re.M)

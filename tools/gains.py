@@ -4,12 +4,12 @@ python tools/gains.py --models studio best_checkpoint.pth.tar
 
 Prints the mean Dice at the photographs' own size: of each model, with its mirror image, when every
 pixel within a distance of its outline is as the true mask has it, and of the averaged
-probabilities of all models.
+probabilities of all models. Then the share of thin parts, such as antennas, that each model finds.
 """
 
 import argparse
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import cv2
@@ -29,6 +29,8 @@ from carvana.pairs import Pair, find_pairs
 from carvana.shipped import find_model
 
 DISTANCES = (1, 2, 4, 8)  # pixels
+THIN = 9  # pixels; what is narrower is a thin part
+LEAST_THIN = 60  # pixels of such a part; smaller ones are corners
 
 
 def parse_args() -> argparse.Namespace:
@@ -61,16 +63,33 @@ def correct_near_outline(predicted: np.ndarray, target: np.ndarray, distance: fl
     return np.where(inside + outside <= distance, target, predicted)
 
 
-def score_pair(pair: Pair, models: dict[str, nn.Module]) -> dict[str, float]:
-    """Return the Dice of a photograph's masks, by what was done to make them."""
+def find_thin_parts(mask: np.ndarray) -> np.ndarray:
+    """Return what a disk of THIN pixels does not fit into, uint8 (H, W) of 0 and 1."""
+    disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (THIN, THIN))
+    narrow = mask - cv2.morphologyEx(mask, cv2.MORPH_OPEN, disk)
+    _, labels, statistics, _ = cv2.connectedComponentsWithStats(narrow)
+    is_part = statistics[:, cv2.CC_STAT_AREA] >= LEAST_THIN
+    is_part[0] = False  # of all that is not narrow
+    return is_part[labels].view(np.uint8)
+
+
+def score_pair(pair: Pair, models: dict[str, nn.Module], found: Counter) -> dict[str, float]:
+    """Return the Dice of a photograph's masks, by what was done to make them.
+
+    Args:
+        found: pixels of thin parts by model, and of all as "true"; the photograph's are added.
+    """
     photograph = read_image(pair[0])
     target = read_hard_mask(pair[1], SINGLE)
+    thin = find_thin_parts(target)
+    found["true"] += int(thin.sum())
     scores = {}
     sums = defaultdict(float)
     for name, model in models.items():
         once = utils.predict(model, [photograph])[0]
         twice = utils.predict(model, [photograph], tta=True)[0]
         scores[name] = dice(to_mask(once), target)
+        found[name] += int((thin & to_mask(once)).sum())
         scores[f"{name}, with the mirror image"] = dice(to_mask(twice), target)
         for distance in DISTANCES:
             corrected = correct_near_outline(to_mask(once), target, distance)
@@ -88,10 +107,15 @@ def main() -> None:
     args = parse_args()
     models = {Path(path).name: utils.load_model(path) for path in args.models}
     pairs = find_pairs(args.images, args.masks)[:: args.every]
-    rows = [score_pair(pair, models) for pair in tqdm(pairs, "masking", unit=" pairs")]
+    found: Counter = Counter()
+    rows = [score_pair(pair, models, found) for pair in tqdm(pairs, "masking", unit=" pairs")]
     print(f"{len(pairs)} photographs; mean Dice at their own size\n\n| | Dice |\n|---|---:|")
     for name in rows[0]:
         print(f"| {name} | {np.mean([row[name] for row in rows]):.5f} |")
+    total = found.pop("true")
+    print(f"\nthin parts, {total} pixels, that are found:")
+    for name, pixels in found.items():
+        print(f"  {name}: {pixels / max(total, 1):.3f}")
 
 
 if __name__ == "__main__":
