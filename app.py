@@ -42,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         help="where to listen; default: %(default)s, for this computer alone",
     )
     group.add_argument(
-        "--port", type=int, default=7860, metavar="N", help="likewise; default %(default)s"
+        "--port", type=int, default=7860, metavar="N", help="port to listen on; default %(default)s"
     )
     group = parser.add_argument_group("where it runs")
     options.add_device_option(group)

@@ -44,106 +44,106 @@ TRAIN_IMG_DIR: FilePath = "data/train_images/"  # photographs to train on
 TRAIN_MASK_DIR: FilePath = "data/train_masks/"
 VAL_IMG_DIR: FilePath = "data/val_images/"  # photographs of other cars, to score on
 VAL_MASK_DIR: FilePath = "data/val_masks/"  # their masks
-# between a photograph's name and its mask's; "" where they are the same
+# ends a mask's name, after the photograph's; "" if both have the same name
 MASK_SUFFIX: str = "_mask"
-MASK_PREFIX: str = ""  # before the name in a mask's, such as mask_
-IMAGE_SUFFIX: str = ""  # after the name in a photograph's, such as _sat
-IMAGE_PREFIX: str = ""  # before it
-# matches a name without its ending; photographs with the same text in its first group (Carvana: the
+MASK_PREFIX: str = ""  # begins a mask's name, such as mask_
+IMAGE_SUFFIX: str = ""  # ends a photograph's name, such as _sat
+IMAGE_PREFIX: str = ""  # begins a photograph's name
+# regular expression for names without ending; photographs with the same first group (Carvana: the
 # car) go to the same side of a split
 GROUP_REGEX: str = "([0-9a-f]{12})_(0[1-9]|1[0-6])"
 # one class against everything else, or several, such as background road sky: a mask's value is the
 # position in this list
 CLASSES: ClassNames = ["car"]
-# the classes' colors where masks are colored, such as #000000 #ff8000; one more is that of pixels
+# the classes' colors if masks are colored, such as #000000 #ff8000; one further color marks pixels
 # to ignore
 PALETTE: Palette = []
 # with several classes: the value of pixels that are neither trained on nor scored; if it is 0, the
 # classes count from 1
 IGNORE_INDEX: ByteValue = 255
-# the values in masks' files, one for each of CLASSES, where they are not 0, 1, 2 and so on; of one
+# the values in mask files, one for each of CLASSES, if they are not 0, 1, 2 and so on; with one
 # class two: background and foreground
 MASK_VALUES: MaskValues = []
-# of one class, for soft masks and JPEG: levels over this, of 255, are foreground, such as 127; -1:
-# off, since other values may be other things
+# with one class, for soft masks and JPEG: levels above this, of 255, are foreground, such as 127;
+# -1: off, as other values may mean other things
 MASK_THRESHOLD: MaskThreshold = -1
-# refuse larger pictures: files can be made to fill the memory; raise it for 200 MP phones
+# refuse larger pictures, as a crafted file can fill the memory; raise it for 200 MP phones
 MAX_MEGAPIXELS: Megapixels = 179
 # decode each file once and keep what the network needs of it: 150 KB a pair at 160x240
 CACHE: bool = True
-CACHE_DIR: FilePath = "data/.cache/"  # where to; a fast disk with room
-# processes that read and augment; -1: as the machine needs, 0: the training process itself
+CACHE_DIR: FilePath = "data/.cache/"  # folder of the cache, on a fast disk with room
+# processes that read and augment; -1: chosen for the machine, 0: only the training process
 NUM_WORKERS: Annotated[int, Range(-1, 256)] = -1
 PIN_MEMORY: bool = True  # faster copies to a GPU; no effect without one
 
 # ---------------------------------------------------------------- what the network sees
-# pictures are scaled to this; more gives finer outlines, at a cost that grows with the area. 0 for
-# both: each at its own size, in parts of CROP_HEIGHT and TILE
+# pictures are scaled to this; larger gives finer outlines, at a cost that grows with the area. 0
+# for both: each picture keeps its size, in parts of CROP_HEIGHT and TILE
 IMAGE_HEIGHT: Side = 160
 IMAGE_WIDTH: Side = 240  # Carvana's photographs are 1918x1280, 3 : 2
-# train on parts of pictures of this size, drawn anew each epoch: for large pictures and small
-# things; 0: on whole pictures
+# train on parts of this size, drawn anew each epoch, for small things in large pictures; 0: on
+# whole pictures
 CROP_HEIGHT: Side = 0
 CROP_WIDTH: Side = 0  # set both, or neither
-# of the crops that are drawn around a pixel of a class that is not the largest in its picture
+# share of the crops drawn around a pixel of any class but the largest in its picture
 CROP_RARE_SHARE: Fraction = 0.5
-CROPS_PER_IMAGE: Annotated[int, Range(1, 10_000)] = 1  # in an epoch
-# score and mask in square windows of this side that slide over a picture; 0: whole pictures
+CROPS_PER_IMAGE: Annotated[int, Range(1, 10_000)] = 1  # crops of a picture in an epoch
+# score and mask with a square window of this side that slides over a picture; 0: whole pictures
 TILE: Side = 0
-# share of a window that the next one covers again, where both are blended
+# share of a window that the next one overlaps; there the two are blended
 TILE_OVERLAP: TileOverlap = 0.25
-# 1: gray, 3: color, whatever the files are; any other number: files of exactly so many channels, as
-# they are stored, such as 4 for color and depth or 13 for satellite images
+# 1: gray, 3: color, whatever the files hold; any other number: files with exactly that many
+# channels, as stored, such as 4 for color and depth or 13 for satellite images
 IN_CHANNELS: ChannelCount = 3
-# the level that is white in 16-bit photographs: 4095 where they hold 12 bits, 1023 where 10
+# the level that is white in 16-bit photographs: 4095 if they hold 12 bits, 1023 if 10
 IMAGE_LEVELS: ImageLevels = 65535
 # the values that are black and white in TIFF files of floating-point (or signed) values, such as
 # 0 1 for reflectances; empty: such files are refused
 IMAGE_RANGE: ImageRange = []
-MEAN: ChannelMeans = [0.0]  # subtracted from levels in 0 to 1; one value, or one a channel
-STD: ChannelStds = [1.0]  # divided by after that; one value, or one a channel
-# area keeps the outline where it is; nearest is what the tutorials' scores were measured with
+MEAN: ChannelMeans = [0.0]  # subtracted from levels in 0 to 1; one value, or one per channel
+STD: ChannelStds = [1.0]  # divides them after that; one value, or one per channel
+# area keeps the outline in place; nearest is what the tutorials' scores were measured with
 MASK_RESIZE: MaskResize = "area"
 
 # ---------------------------------------------------------------- augmentation, anew each epoch
 # stretch or squeeze width and height, each by up to this much
 SCALE_JITTER: Annotated[float, Range(0.0, 0.9, "share")] = 0.0
-# vary brightness, contrast and, of three channels, saturation, each by up to this much
+# vary brightness, contrast and, with three channels, saturation, each by up to this much
 COLOR_JITTER: Annotated[float, Range(0.0, 0.9, "share")] = 0.0
 ROTATE: Annotated[float, Range(0.0, 180.0, "degrees")] = 35  # turn by up to this much either way
 # how to fill exposed corners; black ones never occur in photographs and disturb BatchNorm
 ROTATE_FILL: Literal["reflect", "black"] = "reflect"
-# photographs to put the objects before, cut out by their masks: for scenes other than those that
-# were photographed; empty: none
+# photographs to paste the objects onto, cut out by their masks: for scenes that your own
+# photographs do not show; empty: none
 BACKGROUNDS_DIR: FilePath = ""
-BACKGROUND_SHARE: Fraction = 0.7  # of the images that get another background
-# how much of the frame such an object fills, in its longer direction, from and to; over 1 it is
+BACKGROUND_SHARE: Fraction = 0.7  # share of the images that get another background
+# how much of the frame such an object fills, in its longer direction, from and to; above 1 it is
 # cut off
 OBJECT_SCALE: ScaleRange = [0.35, 1.2]
 # vary the strength of each of an object's channels: standard deviation of its logarithm
 OBJECT_TINT: Annotated[float, Range(0.0, 1.0)] = 0.05
 # probability of another, smaller object behind, which the mask leaves out
 BYSTANDERS: Probability = 0.0
-# each of these befalls half of the images, but for GRAY, and is off at its default
+# each of these but GRAY affects half of the images; all are off at their defaults
 GAMMA: Annotated[float, Range(0.0, 0.9, "share")] = 0.0  # vary the exponent of levels by up to this
 # vary the strength of each channel by up to this
 WHITE_BALANCE: Annotated[float, Range(0.0, 0.9, "share")] = 0.0
-GRAY: Probability = 0.0  # take the colors away, of three channels
-# standard deviation of what is out of focus, up to this; or half the length of a motion
+GRAY: Probability = 0.0  # remove the colors, with three channels
+# largest standard deviation of a defocus blur, or half the length of a motion blur
 BLUR: Annotated[float, Range(0.0, 50.0, "pixels")] = 0.0
-# standard deviation of a sensor's noise, up to this
+# largest standard deviation of sensor noise
 NOISE: Annotated[float, Range(0.0, 128.0, "levels of 255")] = 0.0
-# scale down to this share of width and height, or less far, and back
+# scale down to this share of width and height, or less far, then back up
 DOWNSCALE: Annotated[float, Range(0.05, 1.0, "share")] = 1.0
-# compress at this quality, or a better one; of one or three channels
+# compress at this quality or better; with one or three channels
 JPEG_QUALITY: Annotated[int, Range(1, 100)] = 100
 HORIZONTAL_FLIP: Probability = 0.5  # a car seen from its other side
 VERTICAL_FLIP: Probability = 0.1  # rarely useful for cars; kept from the tutorials' recipe
 
 # ---------------------------------------------------------------- network and training
-# channels a level, twice the last in the bottleneck; 16 32 64 128 is 16 times smaller
+# channels per level, twice the last in the bottleneck; 16 32 64 128 is 16 times smaller
 FEATURES: list[Annotated[int, Range(1, 8192, "channels")]] = [64, 128, 256, 512]
-# fold blocks of this many pixels a side into channels; 2 takes four times the pixels for the same
+# fold blocks of this many pixels a side into channels; 2 handles four times the pixels for the same
 # work
 UNSHUFFLE: PixelBlock = 1
 # muon needs a third of the steps, at a LEARNING_RATE of about 0.03
@@ -151,34 +151,35 @@ OPTIMIZER: Literal["adam", "muon"] = "adam"
 LEARNING_RATE: Annotated[float, Range(1e-9, 10.0)] = 1e-4  # peak; smaller networks tolerate more
 # all but constant rise over WARMUP, then fall to 0 at the end of the last epoch
 SCHEDULE: Literal["constant", "linear", "quadratic", "cosine"] = "constant"
-WARMUP: Fraction = 0.1  # of all steps, over which the learning rate rises
-WEIGHT_DECAY: Annotated[float, Range(0.0, 10.0)] = 0.0  # times the learning rate, at each step
-# bce: cross entropy; dice weighs small objects as much as large ones; edge counts the pixels at
-# outlines five times
+WARMUP: Fraction = 0.1  # share of all steps over which the learning rate rises
+# weights shrink by this times the learning rate at each step
+WEIGHT_DECAY: Annotated[float, Range(0.0, 10.0)] = 0.0
+# bce: cross entropy; dice weights small objects as much as large ones; edge counts the pixels at
+# outlines up to five times
 LOSS: Literal["bce", "dice", "bce_dice", "edge"] = "bce"
-# weight of a pixel of car (or of any class but the first) in bce and bce_dice; raise it where
-# such pixels are few
+# weight of a pixel of car (or of any class but the first) in bce and bce_dice; raise it if such
+# pixels are few
 POSITIVE_WEIGHT: Annotated[float, Range(0.01, 10_000.0)] = 1.0
-# weight of each of several classes in any LOSS: a list such as 1 2 5, or by the pixels of the
-# training masks, median_frequency (the strongest, up to 50) or inverse_sqrt; it leaves no place for
-# POSITIVE_WEIGHT, which is the weight of one class, where the rest is 1
+# weight of each of several classes in any LOSS: a list such as 1 2 5, or computed from the pixels
+# of the training masks by median_frequency (the strongest, up to 50) or inverse_sqrt;
+# POSITIVE_WEIGHT, the weight with a single class, must then be 1
 CLASS_WEIGHTS: ClassWeights = "none"
 CLIP_GRADIENT: Annotated[float, Range(0.0, 1e6)] = 0.0  # largest gradient norm; 0: no limit
 # decay of the weights' moving average, which is evaluated and saved, such as 0.99; 0: no average
 EMA: Annotated[float, Range(0.0, 0.99999)] = 0.0
 # a checkpoint whose weights to start from, for fine-tuning; empty: random weights
 INIT_WEIGHTS: FilePath = ""
-BATCH_SIZE: Annotated[int, Range(1, 65536, "images")] = 16  # halve it if the GPU's memory is short
+BATCH_SIZE: Annotated[int, Range(1, 65536, "images")] = 16  # halve it if the GPU runs out of memory
 # batches per optimizer step: the effect of larger batches where memory is short
 ACCUMULATE: Annotated[int, Range(1, 65536)] = 1
 # shares of the image size to train at, each for an equal part of the run; 0.5 1.0 saves time, but
 # scores stay low until the second half
 RESOLUTIONS: list[Annotated[float, Range(0.05, 1.0)]] = [1.0]
-NUM_EPOCHS: Count = 3  # passes over the training set; scores still rise after these
+NUM_EPOCHS: Count = 3  # passes over the training set; scores still rise with more
 # measure BatchNorm's statistics again on this many training images before each evaluation; 0 keeps
 # its running averages
 BATCHNORM_IMAGES: Count = 128
-PATIENCE: Count = 0  # stop after so many epochs without a better validation Dice; 0: never
+PATIENCE: Count = 0  # stop after this many epochs without a better validation Dice; 0: never
 # stop as soon as validation at IMAGE_HEIGHT x IMAGE_WIDTH reaches this; 0: off
 STOP_AT_DICE: Fraction = 0.0
 LOOKS_PER_EPOCH: Annotated[int, Range(1, 1000)] = 4  # evaluations an epoch, for STOP_AT_DICE
@@ -190,25 +191,26 @@ PRECISION: Precision = "auto"
 # torch.compile: over a minute at first, then perhaps faster steps; auto: on CUDA, if over five
 # minutes remain
 COMPILE: Literal["auto", "true", "false"] = "auto"
-# have a GPU take kernels that give the same bits each time, where torch has them; slower. Meant to
-# make resuming exact there too; not yet tried on one
+# use GPU kernels that give the same bits each time, where torch has them; slower. Meant to make
+# resuming exact on a GPU too; not yet tried on one
 DETERMINISTIC: bool = False
 
 # ---------------------------------------------------------------- what is kept
 LOAD_MODEL: bool = False  # resume from CHECKPOINT_FILE; only evaluate if all epochs are done
-# between checkpoints within an epoch; Ctrl-C and SIGTERM also write one
+# minutes between checkpoints within an epoch; Ctrl-C and SIGTERM also write one
 CHECKPOINT_MINUTES: Annotated[float, Range(0.001, 100_000.0)] = 10.0
-CHECKPOINT_FILE: FilePath = "my_checkpoint.pth.tar"  # the last epoch's; all that resuming needs
-# that of the epoch with the best validation Dice
+# checkpoint of the last epoch, with all that resuming needs
+CHECKPOINT_FILE: FilePath = "my_checkpoint.pth.tar"
+# checkpoint of the epoch with the best validation Dice
 BEST_CHECKPOINT_FILE: FilePath = "best_checkpoint.pth.tar"
 # index.html, curves.png, learning.gif, overview.png, batch.png, predictions, history.csv
 SAVED_IMAGES_DIR: FilePath = "saved_images/"
-# history.csv and the worst validation images for TensorBoard, each run in a folder of its own in
-# this one, such as runs/; empty: none
+# folder for TensorBoard, such as runs/: the figures of history.csv and the worst validation images,
+# each run in its own subfolder; empty: none
 TENSORBOARD_DIR: FilePath = ""
 
 # ---------------------------------------------------------------- evaluation
-# above this probability a pixel is car; of several classes the most probable counts
+# above this probability a pixel is car; with several classes the most probable one counts
 THRESHOLD: Threshold = 0.5
 # epochs between scores at the photographs' own size; 0: after the last of NUM_EPOCHS only
 FULL_RES_EVERY: Count = 1
@@ -237,7 +239,7 @@ PRESETS = {
         "ROTATE": 0.0,
         "VERTICAL_FLIP": 0.0,
     },
-    # Four classes on the same rendered cars: where body, glass and wheels are.
+    # Four classes on the same rendered cars: background, body, glass and wheels.
     "parts": {
         "TRAIN_IMG_DIR": "data/parts/train_images/",
         "TRAIN_MASK_DIR": "data/parts/train_masks/",
@@ -351,7 +353,7 @@ PRESETS = {
     },
     # The finest outlines of one studio, from all pixels of Carvana's photographs. For a GPU: an
     # epoch of 1,632 pairs took 12 s on an H100, 8.5 minutes on two cores. A cache would hold 9.8 MB
-    # a pair.
+    # per pair.
     "full_size": {
         "IMAGE_HEIGHT": 1280,
         "IMAGE_WIDTH": 1918,
@@ -370,8 +372,8 @@ PRESETS = {
         "SCALE_JITTER": 0.15,
         "COLOR_JITTER": 0.2,
     },
-    # Cars in any photograph; give BACKGROUNDS_DIR. Carvana's are put before other photographs and
-    # spoiled as cameras and web sites do.
+    # Cars in any photograph; give BACKGROUNDS_DIR. Pastes Carvana's cars onto other photographs
+    # and adds the faults of cameras and websites.
     "anywhere": {
         "IMAGE_HEIGHT": 640,
         "IMAGE_WIDTH": 960,

@@ -72,14 +72,14 @@ def _add_mask_options(group: argparse._ArgumentGroup) -> None:
         type=int,
         nargs="+",
         metavar="INT",
-        help="values in the masks' files, one for each class; of one class two: background and "
+        help="values in the mask files, one for each class; with one class two: background and "
         "foreground (default: those that the model was trained with)",
     )
     group.add_argument(
         "--mask-threshold",
         type=int,
         metavar="INT",
-        help="of soft masks of one class: levels over this, of 255, are foreground, such as 127",
+        help="for soft masks of one class: levels above this, of 255, are foreground, such as 127",
     )
 
 

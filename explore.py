@@ -66,7 +66,7 @@ def _add_page_options(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=200,
         metavar="N",
-        help="pairs shown in the page, those whose outline agrees least with the photograph "
+        help="pairs shown on the page, those whose outline agrees least with the photograph "
         "first (default %(default)s)",
     )
     group.add_argument(

@@ -1,7 +1,7 @@
-"""A checkpoint in other formats, each proved equal to it.
+"""Export a checkpoint to other formats, each checked against it.
 
 python export.py                                    the weights that come with the project
-python export.py --model best_checkpoint.pth.tar    those of your own
+python export.py --model best_checkpoint.pth.tar    your own
 python export.py --formats onnx int8                some formats
 python export.py --formats onnx --opset 20          for a program that asks for this version of ONNX
 

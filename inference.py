@@ -1,11 +1,11 @@
-"""Photographs to masks, overlays and cutouts, at the photographs' own size.
+"""Turn photographs into masks, overlays and cutouts, at the photographs' own size.
 
 python inference.py --img car.jpg                                   its mask and overlay
 python inference.py --img photos --cutout --no-overlay              cars on transparency
 python inference.py --img 'photos/*.jpg' --background white --shadow --fit 1200x800
 python inference.py --img test_hq --no-save --rle submission.csv    the challenge's submission
 
-Files go to outputs/. After an interruption the last command continues where it stopped.
+Files go to outputs/. After an interruption, the last of these continues where it stopped.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def add_photograph_options(group: argparse._ArgumentGroup) -> None:
         "'photos/*.jpg'",
     )
     group.add_argument(
-        "--recursive", action="store_true", help="look into the folders' sub-folders too"
+        "--recursive", action="store_true", help="look into the folders' subfolders too"
     )
 
 
@@ -62,7 +62,7 @@ def add_output_options(group: argparse._ArgumentGroup) -> None:
         "--save",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="write files; --no-save only prints",
+        help="write pictures; --no-save writes none",
     )
     group.add_argument(
         "--overlay",
@@ -83,7 +83,7 @@ def add_output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--format",
         choices=FORMATS,
-        help="of all these but masks, which are PNG; default: png for cutouts, else jpg",
+        help="of all pictures but masks, which are PNG; default: png for cutouts, else jpg",
     )
     group.add_argument(
         "--rle",
@@ -93,8 +93,8 @@ def add_output_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--gallery",
         action="store_true",
-        help=f"index.html in --out: the photographs beside their masks, the {config.GALLERY_MAX} "
-        "that the model is least sure of",
+        help=f"index.html in --out, with the {config.GALLERY_MAX} photographs that the model is "
+        "least sure of beside their masks",
     )
 
 
@@ -108,17 +108,17 @@ def add_cutout_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--fit",
         metavar="WxH",
-        help="put the car on a canvas of W times H pixels, such as 1200x800: centered, standing "
-        "on one line and equally large in all photographs of it",
+        help="put the car on a canvas of W times H pixels, such as 1200x800: centered, on "
+        "the same ground line and equally large in all photographs of it",
     )
     group.add_argument(
-        "--trim", action="store_true", help="cut to the car, and its shadow if there is one"
+        "--trim", action="store_true", help="crop to the car, and its shadow if there is one"
     )
     group.add_argument(
         "--margin",
         type=float,
         metavar="SHARE",
-        help=f"of width and height, 0..{LARGEST_MARGIN}, left free at each side; default: "
+        help=f"share of width and height, 0..{LARGEST_MARGIN}, left free on each side; default: "
         f"{MARGIN} with --fit, 0 with --trim",
     )
 
@@ -137,7 +137,7 @@ def add_prediction_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--tta",
         action="store_true",
-        help="average with the mirror image: twice the time, a little better",
+        help="average with the mirror image: 1.7 times the time, a little better",
     )
     options.add_window_options(group)
     options.add_levels_option(group)

@@ -1,7 +1,7 @@
 """Make data/ ready for training: check every pair, split the cars, put the files in place.
 
 python prepare_data.py train.zip train_masks.zip              Kaggle's two files
-python prepare_data.py carvana-image-masking-challenge.zip    its outer zip, or that unpacked
+python prepare_data.py carvana-image-masking-challenge.zip    its outer zip, or its unpacked folder
 python prepare_data.py --images DIR --masks DIR               any two folders
 python prepare_data.py --demo                                 no photographs yet: render cars
 python prepare_data.py --demo --scenes 300                    render street scenes of 8 classes
@@ -84,7 +84,7 @@ def _add_source_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--recursive",
         action="store_true",
-        help="look into the folders' sub-folders too, which must be the same ones for photographs "
+        help="look into the folders' subfolders too, which must be the same ones for photographs "
         "and masks; a file is then named after its folders",
     )
     group.add_argument(
@@ -145,7 +145,7 @@ def _add_demo_options(group: argparse._ArgumentGroup) -> None:
         "--scenes",
         type=int,
         metavar="N",
-        help="with --demo: so many street scenes instead of cars, a photograph of each, with masks "
+        help="with --demo: this many street scenes instead of cars, one photograph of each, masks "
         f"of {len(SCENE_CLASSES)} classes, {' '.join(SCENE_CLASSES)}",
     )
     group.add_argument(
@@ -153,7 +153,7 @@ def _add_demo_options(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=SetOptions.cars,
         metavar="N",
-        help="with --demo: how many (default %(default)s)",
+        help="with --demo: number of cars (default %(default)s)",
     )
     group.add_argument(
         "--angles",
@@ -170,8 +170,8 @@ def _add_demo_options(group: argparse._ArgumentGroup) -> None:
         type=int,
         nargs=2,
         metavar=("H", "W"),
-        help=f"with --demo: pixels (default {height} {width}; of scenes {scene_height} "
-        f"{scene_width})",
+        help=f"with --demo: height and width in pixels (default {height} {width}; of scenes "
+        f"{scene_height} {scene_width})",
     )
 
 

@@ -205,13 +205,13 @@ def add_preset_option(parser: argparse.ArgumentParser, config: ModuleType) -> No
 
 def add_model_option(parser: argparse._ActionsContainer, description: str) -> None:
     """Give a parser --model; what comes with the project has a name, and one is the default."""
-    shipped = " and ".join(f"{name}, for {model.purpose}" for name, model in SHIPPED_MODELS.items())
+    shipped = " or ".join(f"{name} ({model.purpose})" for name, model in SHIPPED_MODELS.items())
     parser.add_argument(
         "--model",
         metavar="|".join(["FILE", *SHIPPED_MODELS]),
         type=find_model,
         default="anywhere",
-        help=f"{description}; with the project come {shipped}; default: %(default)s",
+        help=f"{description}; or, from the project, {shipped}; default: %(default)s",
     )
 
 
@@ -228,7 +228,8 @@ def add_window_options(parser: argparse._ActionsContainer) -> None:
         "--tile-overlap",
         type=float,
         metavar="SHARE",
-        help="of a window that the next one covers again, 0..0.9; default: likewise",
+        help="share of a window that the next one overlaps, 0..0.9; default: as the model was "
+        "trained",
     )
 
 
@@ -238,7 +239,7 @@ def add_levels_option(parser: argparse._ActionsContainer) -> None:
         "--image-levels",
         type=int,
         metavar="INT",
-        help="the level that is white in 16-bit photographs, such as 4095 where they hold 12 "
+        help="the level that is white in 16-bit photographs, such as 4095 if they hold 12 "
         "bits; default: as the model was trained",
     )
 
