@@ -260,6 +260,12 @@ class Trainer:
             f"{self.parameters / 1e6:.2f} M parameters on {self.device}, "
             f"{str(self.dtype).removeprefix('torch.')}"
         )
+        if (
+            self.classes.single
+            and cfg.IN_CHANNELS == 3
+            and not (cfg.INIT_WEIGHTS or cfg.LOAD_MODEL)
+        ):
+            history.advise_on_few_photographs(self.train_loader.dataset)
         if cfg.CLASS_WEIGHTS == "none":  # the remedy that it names
             history.warn_of_rare_classes(self.train_loader.dataset)
 

@@ -129,8 +129,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint so that at any moment the old or the new one is there, whole.
 
-    If the state has a "run" and the file belongs to another one, that file is renamed to NAME_1,
-    NAME_2, ... before the new one takes its name.
+    If the file belongs to another "run" than the state, that file is renamed to NAME_1, NAME_2, ...
+    before the new one takes its name. The tutorials' states belong to none.
     """
     print("=> Saving checkpoint")
     path = Path(filename)
@@ -141,7 +141,7 @@ def save_checkpoint(
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        if "run" in state and path.exists() and run_of(path) != state["run"]:
+        if path.exists() and run_of(path) != state.get("run"):
             _keep_aside(path)
         system.replace(temporary, path)
         system.sync_folder(path.absolute().parent)

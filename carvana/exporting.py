@@ -59,6 +59,7 @@ FP16_TOLERANCE = 0.05  # of the largest logit: 0.02 was measured, 0.15 in PyTorc
 FP16_DICE_TOLERANCE = 5e-4  # 8e-5 was measured
 INT8_MAX_LOSS = 0.001  # of Dice
 SCORED_IMAGES = 200
+HELD_PIXELS = 125_000_000  # of the images that are scored or calibrated on: 1.5 GB in color
 RENDERED = {"cars": 14, "val_cars": 5, "angles": 8}  # where there are no photographs
 MIN_CALIBRATION_IMAGES = 8
 TURNS = 6  # latency: each format takes a turn, so many times,
@@ -172,8 +173,10 @@ class RenderedFolders:
 
 
 def _read(folders: Folders, naming: Naming, count: int, model: nn.Module) -> list[LabeledImage]:
-    """Read at most `count` pairs, evenly spread over two folders."""
+    """Read at most `count` pairs, evenly spread over two folders; fewer if they are large."""
     pairs = find_pairs(*folders, naming)
+    height, width = window_size(model_config(model))
+    count = min(count, max(MIN_CALIBRATION_IMAGES, HELD_PIXELS // (height * width)))
     classes = settle_values([mask for _, mask in pairs], model_classes(model))
     if len(pairs) > count:
         pairs = [pairs[i * len(pairs) // count] for i in range(count)]
@@ -360,7 +363,11 @@ class Proof:
         if name == "int8":
             if self.reference - row.dice <= INT8_MAX_LOSS:
                 return None
-            return f"its Dice is {row.dice:.4f}, the checkpoint's {self.reference:.4f}"
+            return (
+                f"its Dice is {row.dice:.4f}, the checkpoint's {self.reference:.4f}, and allowed "
+                f"is {INT8_MAX_LOSS} less. It was scored on {len(self.images)} images; if they are "
+                "few or odd ones, name others with --images and --masks, and with --calibration"
+            )
         tolerance, dice_tolerance = TOLERANCE, DICE_TOLERANCE
         if name == "fp16":
             tolerance, dice_tolerance = FP16_TOLERANCE, FP16_DICE_TOLERANCE

@@ -15,6 +15,7 @@ from carvana.model_config import describe_size
 
 NEARLY_ALL = 0.999  # of the pixels predicted as one class: nothing has been learned
 RARE = 0.02  # share of the pixels below which plain cross entropy may overlook a class
+FEW_PHOTOGRAPHS = 100  # with 20, random weights end at Dice 0.70 to 0.93, those of cars at 0.99
 RARE_SAMPLE = 64  # masks that this is measured on
 
 
@@ -68,6 +69,19 @@ def warn_if_constant(scores: Mapping[str, Any], classes: Sequence[str]) -> None:
             f"warning: {100 * share:.2f} % of all pixels are predicted as {one_line(name)}; the "
             "network has learned nothing yet. Train longer, or look at LEARNING_RATE and at the "
             "masks in batch.png"
+        )
+
+
+def advise_on_few_photographs(dataset: Any) -> None:
+    """Print where to start from if there are too few photographs to learn from nothing.
+
+    Args:
+        dataset: a CarvanaDataset.
+    """
+    if len(dataset) < FEW_PHOTOGRAPHS:
+        print(
+            f"few photographs to train on ({len(dataset)}): masks become better from the weights "
+            "that come with the project; see Fine-tune in README.md"
         )
 
 

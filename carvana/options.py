@@ -168,10 +168,13 @@ def add_constants(
         nargs = None
         if constant.type.is_list:
             nargs = "*" if constant.type.may_be_empty else "+"
+        elif constant.type.kind is bool:
+            nargs = "?"  # --load-model is --load-model true
         parser.add_argument(
             option_name(name),
             dest=name,
             nargs=nargs,
+            const="true" if nargs == "?" else None,
             metavar=constant.type.kind.__name__.upper(),
             help=constant.help.replace("%", "%%"),
         )
@@ -267,6 +270,7 @@ def check_model_file(path: str | Path) -> None:
     if not Path(path).is_file():
         raise UserError(
             f"no model {str(path)!r}; train one with python train.py, or name another with --model"
+            f": a file, {' or '.join(SHIPPED_MODELS)}"
         )
 
 

@@ -4,7 +4,7 @@ import albumentations as A
 import pytest
 import torch
 from albumentations.pytorch import ToTensorV2
-from helpers import randomize, reference_logits
+from helpers import randomize, reference_logits, write_model
 
 import utils
 from carvana.model_config import model_config
@@ -163,3 +163,14 @@ def test_load_model_reads_the_network_off_the_tensors(tmp_path, prefix):
         assert loaded.config["FEATURES"] == [4, 6, 8]
         assert loaded.unshuffle == 1
         assert model_config(loaded)["THRESHOLD"] == 0.5
+
+
+def test_checkpoint_of_a_run_is_kept_when_a_tutorials_script_saves(tmp_path, capsys):
+    path = write_model(tmp_path / "my_checkpoint.pth.tar")
+    trained = path.read_bytes()
+    for value in (1.0, 2.0):
+        save_checkpoint({"state_dict": {"weight": torch.tensor(value)}}, path)
+    assert (tmp_path / "my_checkpoint_1.pth.tar").read_bytes() == trained
+    assert torch.load(path)["state_dict"]["weight"] == 2.0
+    assert len(list(tmp_path.iterdir())) == 2
+    assert "is of another run; it is now" in capsys.readouterr().out

@@ -246,6 +246,21 @@ def test_export_of_a_gray_network_is_scored_on_rendered_cars(tmp_path, run, one_
     assert logits.shape == (2, 1, 17, 9)
 
 
+def test_export_holds_fewer_images_where_they_are_large(tmp_path, run, one_turn, monkeypatch):
+    monkeypatch.setattr(exporting, "HELD_PIXELS", 11 * 32 * 48 + 1)
+    write_model(tmp_path / BEST)
+    run("export.py", *OWN_MODEL, "--formats", "torchscript")
+    assert "11 rendered cars" in (tmp_path / "exports/README.md").read_text()
+
+
+@needs_onnx
+def test_export_that_loses_dice_says_on_what_and_what_to_do(tmp_path, run, one_turn, monkeypatch):
+    monkeypatch.setattr(exporting, "INT8_MAX_LOSS", -0.5)
+    write_model(tmp_path / BEST)
+    stderr = run("export.py", *OWN_MODEL, "--formats", "int8", status=2).stderr
+    assert "and allowed is -0.5 less. It was scored on 40 images; if they are few" in stderr
+
+
 def test_export_of_a_size_that_is_no_multiple(tmp_path, run, one_turn):
     write_model(tmp_path / BEST, IMAGE_HEIGHT=30, IMAGE_WIDTH=45)
     names = [name for name in ("pt2", "torchscript", "weights") if name in FILES]

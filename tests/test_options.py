@@ -360,6 +360,7 @@ def test_load_refuses_constants_that_do_not_fit_together(arguments, expected):
         (["--mean", "0.5", "0.5"], "one value, or one for each of 3 channels, found 2"),
         (["--train-img-dir", "nowhere"], "no folder 'nowhere'"),
         (["--val-mask-dir", "data/train_masks"], "has a mask in 'data/train_masks'"),
+        (["--load-model"], "no checkpoint 'my_checkpoint.pth.tar'"),
         (["--load-model", "true"], "no checkpoint 'my_checkpoint.pth.tar'"),
     ],
 )

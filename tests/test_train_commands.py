@@ -260,3 +260,12 @@ def test_fault_of_a_folder_for_training_and_validation_is_told_once(data, run):
     )
     stderr = run("train.py", *tiny_options(), *folders, "--mask-suffix", "_x", status=2).stderr
     assert stderr.count("has a mask") == 1
+
+
+def test_train_advises_on_few_photographs(data, run):
+    advice = "few photographs to train on (12): masks become better from the weights"
+    tiny = tiny_options(NUM_EPOCHS=0)
+    assert advice in run("train.py", *tiny).stdout
+    run("train.py", *tiny_options(NUM_EPOCHS=1))
+    assert advice not in run("train.py", *tiny, "--init-weights", BEST).stdout
+    assert advice not in run("train.py", *tiny_options(NUM_EPOCHS=1), "--load-model").stdout
