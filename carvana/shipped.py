@@ -19,7 +19,8 @@ SHIPPED_MODELS = {
     "anywhere": ShippedModel(WEIGHTS / "anywhere.pth.tar", "cars in any photograph"),
     "studio": ShippedModel(WEIGHTS / "carvana.pth.tar", "cars in Carvana's studio"),
     "studio-full": ShippedModel(
-        WEIGHTS / "studio_full.pth.tar", "the same with finer outlines, in twice the time"
+        WEIGHTS / "studio_full.pth.tar",
+        "cars in Carvana's studio, with finer outlines in twice the time",
     ),
 }
 

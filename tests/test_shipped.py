@@ -11,7 +11,9 @@ import utils
 from carvana.shipped import SHIPPED_MODELS, describe_model, find_model
 
 
-@pytest.mark.parametrize("name, parameters", [("anywhere", 4e6), ("studio", 2e6), ("studio-full", 2.5e6)])
+@pytest.mark.parametrize(
+    "name, parameters", [("anywhere", 4e6), ("studio", 2e6), ("studio-full", 2.5e6)]
+)
 def test_shipped_models_are_small(name, parameters):
     path = SHIPPED_MODELS[name].path
     assert path.stat().st_size < 16e6
