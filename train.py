@@ -283,9 +283,11 @@ class Trainer:
         progress.restore(state)
         part = f", and {progress.done} images of the next" if progress.done else ""
         print(f"{cfg.CHECKPOINT_FILE}: {progress.epoch} of {cfg.NUM_EPOCHS} epochs done{part}")
-        scores = check_accuracy(
-            self.val_loader, self.eval_model, self.device, self.loss_fn, full_size=True
-        )
+        model = self.eval_model
+        if progress.done and cfg.BATCHNORM_IMAGES:  # in an epoch they are those of the last steps
+            model = copy.deepcopy(model)
+            settle_batchnorm(model, self.statistics_batches())
+        scores = check_accuracy(self.val_loader, model, self.device, self.loss_fn, full_size=True)
         print(f"Dice {scores['full_dice']:.4f} at full size")
         if "best" not in state or changed & checkpoint.SCORING_CONSTANTS:
             progress.best = scores["dice"]

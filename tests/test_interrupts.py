@@ -3,6 +3,7 @@
 import functools
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -262,6 +263,25 @@ def test_interrupted_epoch_starts_again_when_the_data_has_changed(settings, data
     (data / "data/train_masks/000000000003_02_mask.gif").unlink()
     train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
     assert run_result()["epoch"] == 1
+
+
+def test_interrupted_epoch_is_scored_with_settled_statistics(settings, stop_at, capfd):
+    """Those of the last steps are none to score with, and stay what training goes on with."""
+    stop_at(2)
+    with pytest.raises(SystemExit):
+        train.main(settings(NUM_EPOCHS=1))
+    stop_at(0)
+    state = torch.load(LAST)
+    scores = []
+    for shift in (0.0, 50.0):
+        for name, values in state["state_dict"].items():
+            if name.endswith("running_mean"):
+                values += shift
+        torch.save(state, LAST)
+        capfd.readouterr()
+        train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
+        scores.append(re.search(r"Dice (0\.\d+) at full size", capfd.readouterr().out)[1])
+    assert scores[0] == scores[1]
 
 
 def check_with_dice(dices, check_accuracy, *args, **options):
