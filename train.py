@@ -291,7 +291,7 @@ class Trainer:
         print(f"Dice {scores['full_dice']:.4f} at full size")
         if "best" not in state or changed & checkpoint.SCORING_CONSTANTS:
             progress.best = scores["dice"]
-        self.write_pictures(scores)
+        self.write_pictures(scores, model)
         return True
 
     def read_own_checkpoint(self) -> dict | None:
@@ -501,7 +501,7 @@ class Trainer:
                 with self.byproducts.writing(folder):
                     dataset = self.val_loader.dataset
                     tensorboard.write_epoch(folder, progress.history, dataset, scores)
-        self.write_pictures(scores)
+        self.write_pictures(scores, self.eval_model)
 
     def save_best(self, best_before: float) -> None:
         """Write the best checkpoint; if that fails, the epoch is kept in the other one.
@@ -515,15 +515,15 @@ class Trainer:
             self.save(self.cfg.CHECKPOINT_FILE)
             raise
 
-    def write_pictures(self, scores: dict[str, Any]) -> None:
-        """Write all that shows an evaluation into SAVED_IMAGES_DIR."""
+    def write_pictures(self, scores: dict[str, Any], model: nn.Module) -> None:
+        """Write all that shows an evaluation of a model into SAVED_IMAGES_DIR."""
         cfg = self.cfg
         if not distributed.FIRST:
             return
         folder = cfg.SAVED_IMAGES_DIR
         with self.byproducts.writing(folder):
             save_predictions_as_imgs(
-                self.val_loader, self.eval_model, folder, self.device, cfg.SAVE_IMAGES_MAX
+                self.val_loader, model, folder, self.device, cfg.SAVE_IMAGES_MAX
             )
         reports.write_training_report(
             cfg,

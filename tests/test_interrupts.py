@@ -1,5 +1,6 @@
 """A run that is stopped anywhere continues as if it had never been stopped."""
 
+import copy
 import functools
 import multiprocessing
 import os
@@ -265,7 +266,14 @@ def test_interrupted_epoch_starts_again_when_the_data_has_changed(settings, data
     assert run_result()["epoch"] == 1
 
 
-def test_interrupted_epoch_is_scored_with_settled_statistics(settings, stop_at, capfd):
+def note_model(models, function, loader, model, *arguments):
+    models.append(copy.deepcopy(model.state_dict()))
+    return function(loader, model, *arguments)
+
+
+def test_interrupted_epoch_is_scored_and_shown_with_settled_statistics(
+    settings, stop_at, monkeypatch, capfd
+):
     """Those of the last steps are none to score with, and stay what training goes on with."""
     stop_at(2)
     with pytest.raises(SystemExit):
@@ -273,6 +281,9 @@ def test_interrupted_epoch_is_scored_with_settled_statistics(settings, stop_at, 
     stop_at(0)
     state = torch.load(LAST)
     scores = []
+    shown = []
+    noting = functools.partial(note_model, shown, train.save_predictions_as_imgs)
+    monkeypatch.setattr(train, "save_predictions_as_imgs", noting)
     for shift in (0.0, 50.0):
         for name, values in state["state_dict"].items():
             if name.endswith("running_mean"):
@@ -282,6 +293,8 @@ def test_interrupted_epoch_is_scored_with_settled_statistics(settings, stop_at, 
         train.main(settings(NUM_EPOCHS=1, LOAD_MODEL=True))
         scores.append(re.search(r"Dice (0\.\d+) at full size", capfd.readouterr().out)[1])
     assert scores[0] == scores[1]
+    at_once, _, at_once_too, _ = shown  # each resumed run shows its start and its end
+    assert is_same(at_once, at_once_too)
 
 
 def check_with_dice(dices, check_accuracy, *args, **options):
