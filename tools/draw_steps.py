@@ -3,7 +3,6 @@
 python tools/draw_steps.py --model MODEL --img PHOTOGRAPH
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 import utils
+from carvana import options
 from carvana.errors import user_errors
 from carvana.files import replacing
 from carvana.images import read_image
-from carvana.predicting import predict
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "steps.jpg"
 WIDTH, HEIGHT = 460, 300  # pixels of each of the four panels
@@ -47,7 +46,7 @@ def draw_panels(model_file: str, image_file: str) -> list[Image.Image]:
     """Return the photograph, its mask, its cutout, and the car before another background."""
     model = utils.load_model(model_file, "cpu")
     photograph = read_image(image_file)
-    mask = Image.fromarray((predict(model, [photograph])[0] > 0.5).astype(np.uint8) * 255)
+    mask = Image.fromarray((utils.predict(model, [photograph])[0] > 0.5).astype(np.uint8) * 255)
     panels = [Image.fromarray(photograph), mask.convert("RGB"), draw_checks(), draw_backdrop()]
     panels = [ImageOps.fit(panel, (WIDTH, HEIGHT)) for panel in panels]
     for panel, shadow in ((panels[2], False), (panels[3], True)):
@@ -67,10 +66,8 @@ def draw_sheet(panels: list[Image.Image]) -> Image.Image:
 
 if __name__ == "__main__":
     with user_errors():
-        parser = argparse.ArgumentParser(
-            description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        parser.add_argument("--model", default="anywhere", help="see inference.py")
+        parser = options.make_parser(__doc__)
+        options.add_model_option(parser, "checkpoint or exported model")
         parser.add_argument("--img", required=True, help="the photograph")
         args = parser.parse_args()
         sheet = draw_sheet(draw_panels(args.model, args.img))
