@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from carvana import system
 from carvana.errors import UserError, error_summary, one_line, remedy_of
-from carvana.options import option_name
+from carvana.schema import option_name
 
 NO_LOCKS = system.error_numbers("ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK")  # of network disks
 

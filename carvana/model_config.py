@@ -24,6 +24,7 @@ from carvana.schema import (
     Threshold,
     TileOverlap,
     check,
+    option_name,
     parse_annotation,
     short,
 )
@@ -128,7 +129,7 @@ def _check_option(name: str, value: Any) -> None:
     try:
         check(value, parse_annotation(MODEL_CONSTANTS[name].type))
     except ValueError as error:
-        raise UserError(f"--{name.lower().replace('_', '-')}: {error}") from error
+        raise UserError(f"{option_name(name)}: {error}") from error
 
 
 def set_windows(model: Any, changes: Mapping) -> None:

@@ -15,7 +15,14 @@ from typing import Any, NamedTuple, NoReturn
 from carvana.errors import UserError, one_line
 from carvana.model_config import channel_faults, class_faults, size_faults
 from carvana.naming import AFFIX_CONSTANTS
-from carvana.schema import ValueType, check, parse, parse_annotation, plain_annotation
+from carvana.schema import (
+    ValueType,
+    check,
+    option_name,
+    parse,
+    parse_annotation,
+    plain_annotation,
+)
 from carvana.shipped import SHIPPED_MODELS, find_model
 from carvana.synonyms import describe_unknown
 
@@ -146,11 +153,6 @@ def make_parser(description: str | None, **settings: Any) -> OptionParser:
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=columns),
         **settings,
     )
-
-
-def option_name(constant: str) -> str:
-    """Return the command line's name of a constant: NUM_EPOCHS -> --num-epochs."""
-    return "--" + constant.lower().replace("_", "-")
 
 
 def option_words(constant: str, value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The types and bounds that a constant can have, and the one validator of values."""
+"""The types and bounds that a constant can have, the one validator, and its option's name."""
 
 import re
 import reprlib
@@ -201,3 +201,8 @@ def _allows(value: Any, expected: ValueType) -> bool:
 
 def _shown(text: str) -> str:
     return text[:SHOWN_LENGTH]
+
+
+def option_name(constant: str) -> str:
+    """Return the command line's name of a constant: NUM_EPOCHS -> --num-epochs."""
+    return "--" + constant.lower().replace("_", "-")
