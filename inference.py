@@ -291,7 +291,7 @@ def main() -> None:
         levels=args.image_levels or 0,
         tta=args.tta,
         windows=args.windows,
-        batch_size=args.batch_size or 0,
+        batch_size=args.batch_size,
     )
     mask_photographs(photographs, failures, masking, utils.load_model, args.device)
 

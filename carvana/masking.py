@@ -85,7 +85,7 @@ class MaskingOptions:
     pixels: Pixels = PIXELS  # the model's own, with these levels
     tta: bool = False
     windows: Mapping[str, Any] = field(default_factory=dict)  # TILE, TILE_OVERLAP; {}: the model's
-    batch_size: int = 0  # 0: as it suits the device
+    batch_size: int | None = None  # None: as it suits the device
     preview: int = 0  # pixels of the longer side of Masked.previews; 0: there are none
 
     @property
