@@ -1,4 +1,4 @@
-"""Texts from the templates in carvana/templates/."""
+"""Texts from templates, such as those in carvana/templates/."""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ from carvana.errors import one_line
 TEMPLATES = Path(__file__).with_name("templates")
 
 
-def render(template: str, escape: bool, **values: Any) -> str:
+def render(template: str, escape: bool, folder: Path = TEMPLATES, **values: Any) -> str:
     """Return the text of a template.
 
     Args:
-        template: its file in carvana/templates/.
+        template: its file in the folder.
         escape: for HTML: every value is put on one line, as names of files can hold anything,
             and escaped. Only what is Markup already stays as it is.
         values: what its variables stand for; one that is missing is an error.
@@ -22,7 +22,7 @@ def render(template: str, escape: bool, **values: Any) -> str:
     import jinja2  # delays the first mask by 0.05 s, and most runs write no page
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=escape,
         finalize=_on_one_line if escape else None,
         undefined=jinja2.StrictUndefined,

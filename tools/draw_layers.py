@@ -7,7 +7,6 @@ room is in the row below the lowest one that imports it. Rooms that most others 
 below all, and have no arrows. An arrow that a chain of others implies is left out as well.
 """
 
-import argparse
 import ast
 import collections
 import graphlib
@@ -21,9 +20,9 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from jinja2 import Environment, FileSystemLoader
-
+from carvana import options
 from carvana.files import replacing
+from carvana.templating import render
 from tools.measure_code import ROOT, Trees, imported_modules
 
 TABLE = ROOT / "docs" / "design.md"
@@ -258,11 +257,11 @@ def draw(rooms: list[Room], trees: Trees) -> str:
     boxes = make_boxes(
         slots, rooms, {floor: note_of_floor(rooms[floor], trees) for floor in floors}
     )
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
-    )
     drawn = [box for row in boxes for box in row.values()]
-    return environment.get_template("layers.svg.jinja").render(
+    return render(
+        "layers.svg.jinja",
+        escape=False,
+        folder=Path(__file__).parent,
         boxes=drawn,
         arrows=[make_arrow(edge, edges[edge], slots, boxes) for edge in above],
         width=WIDTH,
@@ -272,9 +271,7 @@ def draw(rooms: list[Room], trees: Trees) -> str:
 
 def main() -> None:
     """Draw the rooms of docs/design.md."""
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    options.make_parser(__doc__).parse_args()
     trees = parse_code()
     rooms = read_rooms(TABLE.read_text(encoding="utf-8"), trees)
     with replacing(PICTURE) as temporary:

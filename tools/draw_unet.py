@@ -10,13 +10,13 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
-from jinja2 import Environment, FileSystemLoader
 from torch import nn
 
 import config
 from carvana import options
 from carvana.errors import user_errors
 from carvana.files import replacing
+from carvana.templating import render
 from model import UNET, DoubleConv
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "unet.svg"
@@ -112,10 +112,10 @@ def draw(model: nn.Module, size: tuple[int, int]) -> str:
     title = f"UNET, {parameters / 1e6:.2f} M parameters"
     if model.unshuffle > 1:
         title += f", {model.unshuffle}x{model.unshuffle} pixels to channels first"
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("unet.svg.jinja").render(
+    return render(
+        "unet.svg.jinja",
+        escape=False,
+        folder=Path(__file__).parent,
         title=title,
         blocks=blocks,
         pairs=list(zip(blocks, blocks[1:], strict=False)),
