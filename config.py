@@ -188,8 +188,8 @@ SEED: Annotated[int, Range(0, 4294967295)] = 42
 DEVICE: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: the first available one
 # auto: bf16 where the device computes in it, else fp16 on CUDA, else fp32
 PRECISION: Precision = "auto"
-# torch.compile: over a minute at first, then perhaps faster steps; auto: on CUDA, if over five
-# minutes remain
+# auto: on CUDA record the network's kernels once and start them together, which helps small
+# networks; true: torch.compile, a minute at first, on any device; false: neither
 COMPILE: Literal["auto", "true", "false"] = "auto"
 # use GPU kernels that give the same bits each time, where torch has them; slower. Meant to make
 # resuming exact on a GPU too; not yet tried on one

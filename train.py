@@ -39,7 +39,6 @@ from carvana.device import (
     autocast,
     check_memory,
     choose_kernels,
-    compiling_pays,
     count_parameters,
     find_device,
     peak_memory,
@@ -56,6 +55,7 @@ from carvana.model_config import describe_size, model_config, network_size
 from carvana.naming import Naming
 from carvana.options import default_values
 from carvana.progress import LossMeter, Progress
+from carvana.recorded import recorded
 from carvana.weights import load_matching_weights
 from dataset import (
     check_readable,
@@ -187,9 +187,16 @@ class Trainer:
     def check_size(self) -> None:
         """Refuse a network and batches that cannot fit, before anything is allocated."""
         cfg = self.cfg
+        images, _, height, width = self.batch_shape
+        first_channels = cfg.FEATURES[0] / cfg.UNSHUFFLE**2
+        check_memory(self.parameters, (images, height, width), first_channels, self.device)
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int, int]:
+        """Return (B, C, H, W) of this process's training batches but an epoch's last."""
+        cfg = self.cfg
         height, width = cfg.CROP_HEIGHT or cfg.IMAGE_HEIGHT, cfg.CROP_WIDTH or cfg.IMAGE_WIDTH
-        batch = (distributed.local_batch_size(cfg.BATCH_SIZE), height, width)
-        check_memory(self.parameters, batch, cfg.FEATURES[0] / cfg.UNSHUFFLE**2, self.device)
+        return distributed.local_batch_size(cfg.BATCH_SIZE), cfg.IN_CHANNELS, height, width
 
     def make_loaders(self) -> tuple:
         """Return the loaders of training and validation images."""
@@ -330,15 +337,10 @@ class Trainer:
 
     def train(self) -> None:
         """Train and evaluate in turns. Raises Interrupted, with a checkpoint, at a signal."""
-        cfg = self.cfg
         progress = self.progress
         epochs_to_announce = progress.epochs_left
-        wrapped = distributed.wrap(self.model, self.device)
-        model = wrapped
+        model = self.make_fast(distributed.wrap(self.model, self.device))
         while not self.finished():
-            seconds = progress.seconds_ahead()
-            if model is wrapped and compiling_pays(cfg.COMPILE, self.device, seconds):
-                model = torch.compile(wrapped)
             if not self.look_is_due():  # a run that was stopped at a look continues with it
                 self.train_until_pause(model, epochs_to_announce)
             epochs_to_announce = 0
@@ -347,6 +349,17 @@ class Trainer:
             if progress.epoch_complete or progress.stop_reason:
                 self.finish_epoch()
                 self.pause.note_checkpoint()
+
+    def make_fast(self, model: nn.Module) -> nn.Module:
+        """Return the network as it is trained: recorded, compiled or as it is, by COMPILE."""
+        cfg = self.cfg
+        if cfg.COMPILE == "true":
+            return torch.compile(model)
+        # Gradients of several batches, or of other processes, do not go with a recorded network.
+        if cfg.COMPILE == "auto" and cfg.ACCUMULATE == 1 and distributed.WORLD_SIZE == 1:
+            images, *shape = self.batch_shape
+            return recorded(model, (min(images, self.progress.images), *shape))
+        return model
 
     def train_until_pause(self, model: nn.Module, epochs_to_announce: int) -> None:
         """Train to the end of the epoch, or to a signal, a look at the score, a due checkpoint."""

@@ -7,11 +7,10 @@ import contextlib
 import functools
 import math
 import os
-import shutil
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ from carvana.threads import cores
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 AMPERE = (8, 0)  # the first compute capability that computes in bfloat16
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "amx_tile")  # of CPUs
+OTHER_STREAM = "The AccumulateGrad node's stream"  # how a harmless warning of torch begins
 GPU_TURNS = threading.Semaphore(2)  # forward passes on a GPU at once: each takes memory
-SECONDS_TO_COMPILE_FOR = 300  # of training ahead, from which torch.compile pays
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -76,11 +75,16 @@ def amp_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
     return torch.float32
 
 
-def autocast(model: nn.Module) -> torch.autocast:
-    """Return the context in which a model is run: mixed precision as amp_dtype says."""
+def autocast(model: nn.Module, cache: bool = True) -> torch.autocast:
+    """Return the context in which a model is run: mixed precision as amp_dtype says.
+
+    Args:
+        cache: keep weights that were cast to the end of the block.
+    """
     device = device_of(model)
     dtype = amp_dtype(device, model_config(model)["PRECISION"])
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+    enabled = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype, enabled=enabled, cache_enabled=cache)
 
 
 def to_device(
@@ -163,19 +167,27 @@ def cast_convolutions(model: nn.Module) -> None:
             module.to(dtype)
 
 
-def compiling_pays(choice: str, device: torch.device, seconds: float) -> bool:
-    """Return whether to torch.compile, by the constant COMPILE.
+def has_cuda_graphs(device: torch.device) -> bool:
+    """Return whether kernels can be recorded there, to be started together."""
+    return device.type == "cuda"
+
+
+def record_forward(network: nn.Module, shape: torch.Size) -> Callable:
+    """Return what a network's forward method does in training, on CUDA, as recorded graphs.
+
+    See recorded.RecordedNetwork.
 
     Args:
-        choice: "true", "false", or "auto": on CUDA, if a compiler is there and it pays.
-        seconds: of training that lie ahead.
+        shape: (B, C, H, W) of the images.
     """
-    if choice != "auto":
-        return choice == "true"
-    if device.type != "cuda" or seconds <= SECONDS_TO_COMPILE_FOR:
-        return False
-    compilers = (os.environ.get("CC", "cc"), "gcc", "clang")
-    return find_spec("triton") is not None and any(map(shutil.which, compilers))
+    images = torch.zeros(shape, device=device_of(network))
+    images = images.contiguous(memory_format=torch.channels_last)
+    # torch replaces the forward method of what it is given: of a shell, therefore.
+    shell = nn.Sequential(network).train()
+    with autocast(network, cache=False):  # a graph casts the weights each time
+        torch.cuda.make_graphed_callables(shell, (images,))
+    warnings.filterwarnings("ignore", OTHER_STREAM)
+    return shell.forward
 
 
 def count_nonzero(masks: torch.Tensor) -> torch.Tensor:

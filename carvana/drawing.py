@@ -29,6 +29,7 @@ SAVING = {  # how pictures are written, by their ending
     ".png": {"compress_level": 1},
     ".webp": {"quality": 90, "method": 2},
 }
+LEVELS = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(256, 1, 3)  # of each channel
 PNG_RLE = 3  # zlib's strategy Z_RLE: fast, and masks get as small as by Pillow's best
 Row = tuple[str, list[np.ndarray]]  # of a sheet: title, pictures of one height
 
@@ -63,8 +64,8 @@ def overlay(image: np.ndarray, mask: np.ndarray, colors: np.ndarray) -> np.ndarr
     for index in np.unique(mask[mask > 0]):
         region = (mask == index).view(np.uint8)
         color = tuple(colors[index].tolist())
-        tint = cv2.addWeighted(image, 0.6, np.full_like(image, color), 0.4, 0)
-        tinted = cv2.copyTo(tint, region, tinted)
+        shades = cv2.addWeighted(LEVELS, 0.6, np.full_like(LEVELS, color), 0.4, 0)
+        tinted = cv2.copyTo(cv2.LUT(image, shades), region, tinted)
         contours, _ = cv2.findContours(region, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(tinted, contours, -1, color, thickness)
     return tinted

@@ -96,12 +96,16 @@ def update_ema(ema_model: nn.Module, model: nn.Module, decay: float, steps: floa
     The decay starts lower: min(decay, (1 + steps) / (10 + steps)).
     """
     decay = min(decay, (1 + steps) / (10 + steps))
-    pairs = zip(ema_model.state_dict().values(), model.state_dict().values(), strict=True)
-    for averaged, current in pairs:
-        if averaged.is_floating_point():
-            averaged.lerp_(current, 1 - decay)
-        else:
-            averaged.copy_(current)
+    averaged = list(ema_model.state_dict().values())
+    current = list(model.state_dict().values())
+    floats = [index for index, value in enumerate(averaged) if value.is_floating_point()]
+    counts = [index for index, value in enumerate(averaged) if not value.is_floating_point()]
+    torch._foreach_lerp_(
+        [averaged[index] for index in floats], [current[index] for index in floats], 1 - decay
+    )
+    torch._foreach_copy_(
+        [averaged[index] for index in counts], [current[index] for index in counts]
+    )
 
 
 class Muon(torch.optim.Optimizer):
@@ -133,49 +137,77 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
+        """Update all parameters that have a gradient.
+
+        A GPU would wait for hundreds of small kernels, hence torch's operations on whole lists.
+        """
         for group in self.param_groups:
-            # Those of one shape are updated together.
-            kernels: dict[torch.Size, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                if parameter.dim() == 4 and parameter.shape[0] > 1:
-                    kernels.setdefault(parameter.shape, []).append(parameter)
-                else:
-                    self._adam_step(parameter, group)
-            for same_shape in kernels.values():
-                self._muon_step(same_shape, group)
+            moving: list[torch.Tensor] = [
+                parameter for parameter in group["params"] if parameter.grad is not None
+            ]
+            kernels = [item for item in moving if item.dim() == 4 and item.shape[0] > 1]
+            others = [item for item in moving if item.dim() != 4 or item.shape[0] == 1]
+            if group["weight_decay"]:
+                torch._foreach_mul_(moving, 1 - group["lr"] * group["weight_decay"])
+            if kernels:
+                self._muon_step(kernels, group)
+            if others:
+                self._adam_step(others, group)
 
-    def _muon_step(self, kernels: list[nn.Parameter], group: dict) -> None:
+    def _muon_step(self, kernels: list[torch.Tensor], group: dict) -> None:
         momentum = group["momentum"]
-        directions = []
         for kernel in kernels:
-            total = self.state[kernel].setdefault("momentum", torch.zeros_like(kernel))
-            total.mul_(momentum).add_(kernel.grad)
-            direction = kernel.grad.add(total, alpha=momentum)  # type: ignore[union-attr]
-            directions.append(direction.flatten(1))
-        matrices = orthogonal(torch.stack(directions))  # (kernels, out, in*h*w)
-        scale = group["lr"] * max(1, matrices.shape[1] / matrices.shape[2]) ** 0.5
-        for kernel, matrix in zip(kernels, matrices, strict=True):
-            kernel.sub_(matrix.view(kernel.shape), alpha=scale)
+            if not self.state[kernel]:
+                self.state[kernel]["momentum"] = torch.zeros_like(kernel)
+        totals = [self.state[kernel]["momentum"] for kernel in kernels]
+        gradients = _gradients(kernels)
+        torch._foreach_mul_(totals, momentum)
+        torch._foreach_add_(totals, gradients)
+        directions = torch._foreach_add(gradients, totals, alpha=momentum)
+        torch._foreach_add_(kernels, _orthogonal_kernels(directions), alpha=-group["lr"])
 
-    def _adam_step(self, parameter: nn.Parameter, group: dict) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["mean"] = torch.zeros_like(parameter)
-            state["square"] = torch.zeros_like(parameter)
-        state["step"] += 1
+    def _adam_step(self, parameters: list[torch.Tensor], group: dict) -> None:
+        states = [self.state[parameter] for parameter in parameters]
+        for state, parameter in zip(states, parameters, strict=True):
+            if not state:
+                state["step"] = 0
+                state["mean"] = torch.zeros_like(parameter)
+                state["square"] = torch.zeros_like(parameter)
+            state["step"] += 1
+        gradients = _gradients(parameters)
+        means = [state["mean"] for state in states]
+        squares = [state["square"] for state in states]
         beta_mean, beta_square = group["betas"]
-        state["mean"].lerp_(parameter.grad, 1 - beta_mean)
-        square = parameter.grad.square()  # type: ignore[union-attr]
-        state["square"].lerp_(square, 1 - beta_square)
-        mean = state["mean"] / (1 - beta_mean ** state["step"])
-        square = state["square"] / (1 - beta_square ** state["step"])
+        torch._foreach_lerp_(means, gradients, 1 - beta_mean)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 1 - beta_square)
+        # Both begin at 0, and are low at first by these shares.
+        mean_shares = [1 - beta_mean ** state["step"] for state in states]
+        square_shares = [1 - beta_square ** state["step"] for state in states]
+        moves = torch._foreach_div(means, mean_shares)
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, square_shares))
+        torch._foreach_add_(roots, group["eps"])
         step_size = ADAM_SHARE * group["lr"]
-        parameter.sub_(mean / (square.sqrt() + group["eps"]), alpha=step_size)
+        torch._foreach_addcdiv_(parameters, moves, roots, value=-step_size)
+
+
+def _gradients(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
+def _orthogonal_kernels(kernels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return each kernel (out, in, h, w) as Muon moves it; those of one shape share products."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        by_shape.setdefault(kernel.shape, []).append(index)
+    moves = list(kernels)
+    for (rows, channels, height, width), indices in by_shape.items():
+        # As (rows, h*w*in): channels last, which is their order in memory.
+        matrices = [kernels[index].permute(0, 2, 3, 1).flatten(1) for index in indices]
+        products = orthogonal(torch.stack(matrices))
+        products *= max(1, rows / (channels * height * width)) ** 0.5
+        for index, product in zip(indices, products, strict=True):
+            moves[index] = product.view(rows, height, width, channels).permute(0, 3, 1, 2)
+    return moves
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
@@ -193,8 +225,9 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
         x = x.mT
     a, b, c = QUINTIC
     for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.bmm(x, x.mT)
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b gram + c gram^2
+        x = torch.baddbmm(x, polynomial, x, beta=a)  # a x + polynomial x
     if tall:
         x = x.mT
     return x.float()

@@ -124,12 +124,6 @@ class Progress:
         self.part = PartDone(self.images)
         return improved
 
-    def seconds_ahead(self) -> float:
-        """Return how long the remaining epochs take, by the last one; 0 before the first."""
-        if not self.history:
-            return 0.0
-        return self.history[-1]["seconds"] * self.epochs_left
-
     def out_of_patience(self, patience: int) -> bool:
         """Return whether the best Dice is `patience` epochs or more ago; never with 0."""
         dices = [row["dice"] for row in self.history]

@@ -7,14 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import BEST, LAST, OWN_MODEL, check_status, script_command, tiny_options, write_model
+from helpers import (
+    BEST,
+    LAST,
+    OWN_MODEL,
+    check_status,
+    run_result,
+    script_command,
+    tiny_options,
+    write_model,
+)
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from carvana import device, losses, shared_memory, system
+import train
+from carvana import device, losses, recorded, shared_memory, system
 from carvana.checkpoint import read_checkpoint
 from carvana.classes import Classes
-from carvana.device import choose_workers, compiling_pays
+from carvana.device import choose_workers
 from carvana.errors import UserError
 from carvana.model_config import check_model_config
 from model import UNET
@@ -161,6 +171,73 @@ def test_scripts_say_that_the_gpu_is_too_small(data, run, monkeypatch, script, p
     assert "Traceback" not in stderr
 
 
+# ---------------------------------------------------------------- recorded networks
+
+
+class FakeGraphs(list):
+    """Stands in for torch.cuda.make_graphed_callables: the shapes of the batches that it replays.
+
+    Like the original, it runs a network some times to warm up, and replaces its forward method.
+    """
+
+    def __call__(self, shell, images):
+        forward = shell.forward
+        for _ in range(4):
+            forward(images[0])
+
+        def replay(batch):
+            self.append(tuple(batch.shape))
+            return forward(batch)
+
+        shell.forward = replay
+        return shell
+
+
+@pytest.fixture
+def fake_graphs(monkeypatch):
+    graphs = FakeGraphs()
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphs)
+    monkeypatch.setattr(recorded, "has_cuda_graphs", lambda device: True)
+    return graphs
+
+
+def test_recording_leaves_a_network_as_it_was(fake_graphs):
+    network = UNET(features=[4, 8])
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    fast = recorded.recorded(network, (4, 3, 32, 48))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    names = [name.removeprefix("module.") for name, _ in fast.named_parameters()]
+    assert names == [name for name, _ in network.named_parameters()]
+    network(torch.rand(4, 3, 32, 48))
+    fast(torch.rand(3, 3, 32, 48))  # an epoch's last batch
+    assert fake_graphs == []
+    fast(torch.rand(4, 3, 32, 48))
+    fast.eval()(torch.rand(4, 3, 32, 48))
+    assert fake_graphs == [(4, 3, 32, 48)]
+
+
+def test_recorded_run_learns_the_same(settings, fake_graphs):
+    options = {"NUM_EPOCHS": 2, "BATCH_SIZE": 5}  # of 12 images
+    train.main(settings(**options))
+    assert fake_graphs == [(5, 3, 32, 48)] * 4
+    by_graphs = run_result()["state_dict"]
+    train.main(settings(COMPILE="false", **options))
+    assert fake_graphs == [(5, 3, 32, 48)] * 4
+    plain = run_result()["state_dict"]
+    assert all(map(torch.equal, by_graphs.values(), plain.values()))
+
+
+@pytest.mark.parametrize("names", [{"ACCUMULATE": 2}, {"COMPILE": "false"}], ids=str)
+def test_network_is_not_recorded_where_gradients_add_up(settings, fake_graphs, names):
+    train.main(settings(NUM_EPOCHS=1, BATCH_SIZE=2, **names))
+    assert fake_graphs == []
+
+
+def test_batches_larger_than_the_set_are_recorded_as_they_come(settings, fake_graphs):
+    train.main(settings(NUM_EPOCHS=1, BATCH_SIZE=64))
+    assert fake_graphs == [(12, 3, 32, 48)]
+
+
 # ---------------------------------------------------------------- compiled networks
 
 
@@ -194,14 +271,6 @@ def test_compiled_network_has_few_graphs_and_no_breaks(shapes, graphs):
 
 
 # ---------------------------------------------------------------- what pays
-
-
-def test_compiling_pays_on_cuda_in_long_runs_only():
-    assert compiling_pays("auto", CUDA, 3600)
-    assert not compiling_pays("auto", CUDA, 100)
-    assert not compiling_pays("auto", CPU, 10**6)
-    assert not compiling_pays("false", CUDA, 10**6)
-    assert compiling_pays("true", CPU, 0)
 
 
 def test_workers_are_chosen_from_the_machine():

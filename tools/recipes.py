@@ -30,6 +30,7 @@ from carvana.images import PILLOW_MODES
 from carvana.model_config import model_config
 from carvana.optim import make_optimizer
 from carvana.pairs import find_pairs
+from carvana.recorded import recorded
 from carvana.threads import keep_freed_memory
 from dataset import CarvanaDataset, make_loader
 from model import UNET
@@ -217,8 +218,10 @@ class OurRecipe:
         self.dtype = amp_dtype(device)
         self.size = args.size
         self.images = args.batch_size * args.steps
-        self._make_loaders(args)
         self.model = UNET(features=args.features).to(device, memory_format=torch.channels_last)
+        # Before there are loaders, which may use the GPU.
+        self.trained = recorded(self.model, (args.batch_size, 3, *args.size))
+        self._make_loaders(args)
         self.optimizer = make_optimizer("adam", self.model.parameters(), 1e-4, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.loss_fn = nn.BCEWithLogitsLoss()
@@ -250,7 +253,7 @@ class OurRecipe:
 
     def train(self, loader: Any) -> None:
         """Train for one epoch, by the function that is measured."""
-        train.train_fn(loader, self.model, self.optimizer, self.loss_fn, self.scaler)
+        train.train_fn(loader, self.trained, self.optimizer, self.loss_fn, self.scaler)
 
     def evaluate(self, full_size: bool) -> None:
         """Score all validation images."""

@@ -1,0 +1,45 @@
+"""A training step on a GPU that Python starts in a few calls, not kernel by kernel."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from carvana.batchnorm import BatchNormKeeper
+from carvana.device import device_of, has_cuda_graphs, record_forward
+
+
+def recorded(network: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """Return a network as a RecordedNetwork; where nothing can be recorded, as it is."""
+    if has_cuda_graphs(device_of(network)):
+        return RecordedNetwork(network, shape)
+    return network
+
+
+class RecordedNetwork(nn.Module):
+    """A network whose forward and backward passes are recorded once, each as a CUDA graph.
+
+    To start kernels one by one can take longer than a fast GPU takes to run them. A graph holds for
+    one shape of batches; others go through the network as ever.
+
+    Its gradients lie where the next backward pass overwrites them: they do not add up over batches.
+    While it is made, nothing else may use the GPU, such as a loader that pins memory.
+
+    Args:
+        network: on a GPU; its weights and statistics stay as they are.
+        shape: (B, C, H, W) of the batches.
+    """
+
+    def __init__(self, network: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.module = network
+        self.shape = torch.Size(shape)
+        statistics = BatchNormKeeper(network)  # which recording moves
+        statistics.keep()
+        self.replay = record_forward(network, self.shape)
+        statistics.restore()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training and images.shape == self.shape:
+            return self.replay(images)
+        return self.module(images)
