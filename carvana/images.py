@@ -283,9 +283,10 @@ def read_image(
     """Read a picture as it is shown (EXIF orientation applied).
 
     A JPEG is decoded at 1/4 or 1/8 as long as that leaves twice the size asked for, and at 1/2 if
-    it leaves that size: scores stay the same to 0.00002, in half the time. 16 bits become 8, CMYK and palettes are converted, alpha is dropped. Colors that the file's profile
-    describes become those of sRGB. Of any other number of channels than 1 and 3, all are returned
-    as they are stored, alpha included.
+    it leaves that size: scores stay the same to 0.00002, in half the time. 16 bits become 8, CMYK
+    and palettes are converted, alpha is dropped. Colors that the file's profile describes become
+    those of sRGB. Of any other number of channels than 1 and 3, all are returned as they are
+    stored, alpha included.
 
     Args:
         size: (H, W) to scale to; None for the picture's own.

@@ -12,6 +12,7 @@ is wrong. Without a GPU it does the same on the CPU, in a small form.
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +45,7 @@ from carvana.rendering import render_set
 from carvana.worker_process import WorkerProcess
 from model import UNET
 from tools.benchmark import add_parts, describe_machine, repeat_photographs
-from tools.recipes import OurRecipe, start_recipe
+from tools.recipes import OurRecipe, ReadyBatches, start_recipe, timed
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("precision", "resuming", "memory", "exports", "processes", "speed", "inference")
@@ -59,6 +61,7 @@ OUTPUTS = {  # options of inference.py
     "masks and cutouts": ("--no-overlay", "--cutout"),
     "a csv of run lengths": ("--no-save", "--rle", "runs.csv"),
 }
+COMPILED = {"auto": "", "false": ", kernel by kernel", "true": ", torch.compile"}
 RESUMED = {  # options of trainings that are resumed
     "fp32, deterministic": ("--precision", "fp32", "--deterministic", "true"),
     "auto, deterministic": ("--deterministic", "true"),
@@ -95,7 +98,7 @@ FULL = Plan(
         ((16, 32, 64, 128), 128),
     ),
     steps=30,
-    photographs=512,
+    photographs=1024,
     outputs=("masks", "masks and overlays", "masks and cutouts", "a csv of run lengths"),
 )
 SMALL = Plan(
@@ -198,14 +201,14 @@ def check_precision(check: Check) -> None:
     precisions = ["fp32", "fp16"]
     if check.device.type != "cuda" or torch.cuda.get_device_capability() >= AMPERE:
         precisions.append("bf16")
-    runs = [(precision, "false") for precision in precisions]
+    runs = [(precision, "auto") for precision in precisions]  # on CUDA recorded
     if check.plan.compiled:
-        runs.append((precisions[-1], "true"))
-    check.train("warm", "--num-epochs", 0)  # decodes into the cache
+        runs += [(precisions[-1], "false"), (precisions[-1], "true")]
     rows = []
     results = check.report["precision"] = []
+    check.train("warm", "--num-epochs", 0)  # decodes into the cache
     for precision, compiled in runs:
-        name = f"{precision}{', compiled' * (compiled == 'true')}"
+        name = precision + COMPILED[compiled]
         choices = ("--precision", precision, "--compile", compiled)
         finished = check.train(f"{precision}-{compiled}", "--num-epochs", 1, *choices)
         if not check.succeeded(finished, name):
@@ -225,14 +228,10 @@ def check_resuming(check: Check) -> None:
     """Compare two epochs in one run with two runs of one epoch each."""
     rows = []
     results = check.report["resuming"] = {}
-    for name in check.plan.resumed:
-        folder = re.sub(r"\W+", "-", name)
-        extra = (*RESUMED[name], "--schedule", "constant", "--compile", "false")
-        runs = [
-            check.train(f"{folder}-once", "--num-epochs", 2, *extra),
-            check.train(f"{folder}-twice", "--num-epochs", 1, *extra),
-            check.train(f"{folder}-twice", "--num-epochs", 2, "--load-model", "true", *extra),
-        ]
+    check.train("warm", "--num-epochs", 0)
+    with ThreadPoolExecutor() as pool:  # nothing is timed here
+        trained = list(pool.map(functools.partial(train_twice, check), check.plan.resumed))
+    for name, runs in zip(check.plan.resumed, trained, strict=True):
         if not all(check.succeeded(run, f"resuming, {name}") for run in runs):
             continue
         states = [read_checkpoint(run.folder / CHECKPOINT) for run in (runs[0], runs[2])]
@@ -244,6 +243,17 @@ def check_resuming(check: Check) -> None:
         if "deterministic" in name or check.device.type == "cpu":
             check.expect(difference == 0, f"resuming is not exact: {name}")
     print_table("resumed after an epoch | weights | Dice in one run | resumed", rows)
+
+
+def train_twice(check: Check, name: str) -> list[Any]:
+    """Train two epochs in one run, and two in two; return all three runs."""
+    folder = re.sub(r"\W+", "-", name)
+    extra = (*RESUMED[name], "--schedule", "constant")
+    return [
+        check.train(f"{folder}-once", "--num-epochs", 2, *extra),
+        check.train(f"{folder}-twice", "--num-epochs", 1, *extra),
+        check.train(f"{folder}-twice", "--num-epochs", 2, "--load-model", "true", *extra),
+    ]
 
 
 def largest_difference(first: dict, second: dict) -> float:
@@ -324,11 +334,10 @@ def check_exports(check: Check) -> None:
     image = find_pairs(check.args.images, check.args.masks)[0][0]
     masks: dict[str, np.ndarray] = {}
     rows = []
-    for model in (checkpoint, *sorted((check.folder / "exports").glob("*model*.*"))):
-        arguments = ("--img", image, "--model", model, "--out", f"masks-{model.name}")
-        finished = check.command(
-            "inference.py", *arguments, "--no-overlay", "--device", check.device.type
-        )
+    models = [checkpoint, *sorted((check.folder / "exports").glob("*model*.*"))]
+    with ThreadPoolExecutor() as pool:
+        commands = list(pool.map(functools.partial(mask_by, check, image), models))
+    for model, finished in zip(models, commands, strict=True):
         if not check.succeeded(finished, model.name):
             continue
         (path,) = (check.folder / f"masks-{model.name}").glob("*.png")
@@ -339,9 +348,15 @@ def check_exports(check: Check) -> None:
         check.expect(
             share < MASK_TOLERANCE, f"{model.name}: {100 * share:.2f} % of its mask differ"
         )
-        rows.append([model.name, f"{100 * share:.4f} %", f"{finished.seconds:.1f}"])
+        rows.append([model.name, f"{100 * share:.4f} %"])
     check.report["exports"] = rows
-    print_table("a mask by | pixels that differ | the whole command, s", rows)
+    print_table("a mask by | pixels that differ", rows)
+
+
+def mask_by(check: Check, image: Path, model: Path) -> SimpleNamespace:
+    """Mask a photograph by a model, into a folder of its own; return what command() does."""
+    arguments = ("--img", image, "--model", model, "--out", f"masks-{model.name}")
+    return check.command("inference.py", *arguments, "--no-overlay", "--device", check.device.type)
 
 
 def check_processes(check: Check) -> None:
@@ -384,8 +399,8 @@ def measure_speed(check: Check) -> None:
             results.append(time_recipe(recipe) | {"features": features, "batch_size": batch_size})
         rows.append(speed_row(results[-1]))
     print_table(
-        "network, batch | loader alone | step alone | epoch | the GPU waits | share of peak "
-        "| evaluation | at full size too",
+        "network, batch | loader alone | step, kernel by kernel | step | epoch | the GPU waits "
+        "| share of peak | evaluation | at full size too",
         rows,
     )
     peak = max(result["peak"] for result in results)
@@ -402,6 +417,14 @@ class CachedRecipe(OurRecipe):
         super().__init__(args, device)
         del self.loaders["ours"]
 
+    def plain_step(self) -> float:
+        """Return the seconds per image of steps whose kernels are started one by one."""
+        trained, self.trained = self.trained, self.model
+        self.train(ReadyBatches(self.ready[:1]))  # its first step takes longer
+        seconds = timed(lambda: self.train(self.ready)) / self.images
+        self.trained = trained
+        return seconds
+
     def kernels(self) -> float:
         """Return the seconds per image in which a step's kernels run on the GPU; 0 on a CPU."""
         activities = [torch.profiler.ProfilerActivity.CUDA]
@@ -414,13 +437,14 @@ class CachedRecipe(OurRecipe):
 
 
 def time_recipe(recipe: WorkerProcess) -> dict[str, float]:
-    """Return seconds per image (of loader, step and epoch medians of three turns), and the rest.
+    """Return seconds per image (of loader, steps and epoch medians of three turns), and the rest.
 
     That is FLOP per image ("flops") and the GPU's peak in FLOP/s ("peak").
     """
     recipe.call("epoch")  # starts the workers
-    times: dict[str, list[float]] = {"loader": [], "step": [], "epoch": []}
+    times: dict[str, list[float]] = {"loader": [], "plain_step": [], "step": [], "epoch": []}
     for _ in range(3):
+        times["plain_step"].append(recipe.call("plain_step"))
         epoch = recipe.call("epoch")
         times["loader"].append(recipe.call("loader")["ours, cached"])
         times["step"].append(epoch["ours, step alone"])
@@ -444,7 +468,7 @@ def speed_row(result: dict[str, Any]) -> list[str]:
     share = result["flops"] / result["step"] / result["peak"]
     return [
         f"{' '.join(map(str, result['features']))}, {result['batch_size']}",
-        *(f"{1 / result[name]:.0f}" for name in ("loader", "step", "epoch")),
+        *(f"{1 / result[name]:.0f}" for name in ("loader", "plain_step", "step", "epoch")),
         waiting,
         f"{100 * share:.0f} %",
         *(f"{1 / result[name]:.0f}" for name in ("evaluation", "full_evaluation")),
