@@ -191,8 +191,8 @@ PRECISION: Precision = "auto"
 # auto: on CUDA record the network's kernels once and start them together, which helps small
 # networks; true: torch.compile, a minute at first, on any device; false: neither
 COMPILE: Literal["auto", "true", "false"] = "auto"
-# use GPU kernels that give the same bits each time, where torch has them; slower. Meant to make
-# resuming exact on a GPU too; not yet tried on one
+# use GPU kernels that give the same bits each time, where torch has them; slower. Resuming is then
+# exact on a GPU too
 DETERMINISTIC: bool = False
 
 # ---------------------------------------------------------------- what is kept

@@ -156,7 +156,6 @@ class Trainer:
             "unshuffle": cfg.UNSHUFFLE,
         }
         self.parameters = count_parameters(UNET, **self.network_args)
-        choose_kernels(cfg.DETERMINISTIC)
         self.check_size()
         torch.manual_seed(cfg.SEED)
         self.train_loader, self.val_loader = self.make_loaders()
@@ -174,6 +173,7 @@ class Trainer:
         self.dtype = amp_dtype(device, cfg.PRECISION)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         images = self.train_loader.sampler.length
+        choose_kernels(cfg.DETERMINISTIC, cfg.NUM_EPOCHS * len(self.train_loader))
         self.progress = Progress(distributed.run_name(), images, cfg.NUM_EPOCHS)
         self.looks = set()  # numbers of images done at which to look for STOP_AT_DICE
         if cfg.STOP_AT_DICE:

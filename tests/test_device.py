@@ -132,11 +132,13 @@ def test_random_states_of_other_gpus_are_left_alone(monkeypatch):
 
 def test_kernels_that_repeat_are_taken_when_asked_for(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    device.choose_kernels(deterministic=True)
+    device.choose_kernels(deterministic=True, steps=10**6)
     repeating = torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-    device.choose_kernels(deterministic=False)
+    device.choose_kernels(deterministic=False, steps=10**6)
     assert repeating
     assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+    device.choose_kernels(deterministic=False, steps=100)  # a run too short to try out kernels
+    assert not torch.backends.cudnn.benchmark
 
 
 class OutOfMemory:
