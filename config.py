@@ -259,9 +259,9 @@ PRESETS = {
         "VERTICAL_FLIP": 0.0,
     },
     # The shortest way to Dice 0.98379, the best that the tutorials report. On masks reduced as
-    # theirs are, python train.py --preset fast --stop-at-dice 0.98379 took 37.7 s from the start
-    # of the process with an empty cache (median of split seeds 1, 2, 3: 37.7, 36.4, 39.9; chosen
-    # on seed 0; 1,832 training images; Dice 0.98400, 0.98439, 0.98499 on 200 validation images)
+    # theirs are, python train.py --preset fast --stop-at-dice 0.98379 took 32.8 s from the start
+    # of the process with an empty cache (median of split seeds 1, 2, 3: 32.0, 32.8, 35.2; chosen
+    # on seed 0; 1,832 training images; Dice 0.98396, 0.98444, 0.98478 on 200 validation images)
     # on two cores of an AMD EPYC with AVX-512 bf16, torch 2.15.0. See docs/benchmarks.md.
     "fast": {
         "FEATURES": [16, 16, 32, 64, 64],

@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import is_same
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from carvana import optim
 from model import UNET
@@ -47,6 +48,47 @@ def test_muon_moves_a_kernel_by_the_learning_rate_in_every_direction():
     moved = torch.linalg.svdvals(kernel.detach().flatten(1))
     assert moved.max() < 0.13
     assert moved.min() > 0.03
+
+
+VIEWS = {"detach", "permute", "select", "transpose", "unbind", "view"}  # nothing is computed
+
+
+class OperationCounter(TorchDispatchMode):
+    """Counts what torch computes within the block: a kernel or more each on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.overloadpacket.__name__ not in VIEWS
+        return function(*args, **(kwargs or {}))
+
+
+def test_muon_starts_few_operations():
+    model = UNET(features=[16, 16, 32, 64, 64])  # of preset fast
+    model.to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        parameter.grad = torch.rand_like(parameter)
+    muon = optim.Muon(model.parameters(), 0.02)
+    muon.step()  # makes its state
+    with OperationCounter() as operations:
+        muon.step()
+    assert operations.count <= 275
+
+
+def test_muon_moves_kernels_of_a_shape_as_it_moves_each_alone():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 4, 3, 3), (8, 4, 3, 3), (16, 3, 2, 2), (8, 4, 3, 3), (2, 2, 1, 1)]
+    gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+    together = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    alone = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for kernels in (together, alone):
+        for kernel, gradient in zip(kernels, gradients, strict=True):
+            kernel.grad = gradient.clone()
+    optim.Muon(together, 0.1, weight_decay=0.1).step()
+    for kernel in alone:
+        optim.Muon([kernel], 0.1, weight_decay=0.1).step()
+    pairs = zip(together, alone, strict=True)
+    assert all(torch.allclose(one, other, atol=1e-4) for one, other in pairs)
 
 
 class MuonRun:
