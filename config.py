@@ -188,11 +188,12 @@ SEED: Annotated[int, Range(0, 4294967295)] = 42
 DEVICE: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: the first available one
 # auto: bf16 where the device computes in it, else fp16 on CUDA, else fp32
 PRECISION: Precision = "auto"
-# auto: on CUDA record the network's kernels once and start them together, which helps small
-# networks; true: torch.compile, a minute at first, on any device; false: neither
+# auto: on one CUDA GPU record the network's kernels once and start them together, which helps small
+# networks; not with ACCUMULATE or RESOLUTIONS. true: torch.compile, a minute at first, on any
+# device; false: neither
 COMPILE: Literal["auto", "true", "false"] = "auto"
-# use GPU kernels that give the same bits each time, where torch has them; slower. Resuming is then
-# exact on a GPU too
+# use GPU kernels that give the same bits each time, where torch has them; slower. Resuming was then
+# exact on an H100 (LOSS bce, one class); torch has no such kernels for LOSS edge or several classes
 DETERMINISTIC: bool = False
 
 # ---------------------------------------------------------------- what is kept

@@ -193,7 +193,7 @@ class Trainer:
 
     @property
     def batch_shape(self) -> tuple[int, int, int, int]:
-        """Return (B, C, H, W) of this process's training batches but an epoch's last."""
+        """Return (B, C, H, W) of this process's training batches; the last may be smaller."""
         cfg = self.cfg
         height, width = cfg.CROP_HEIGHT or cfg.IMAGE_HEIGHT, cfg.CROP_WIDTH or cfg.IMAGE_WIDTH
         return distributed.local_batch_size(cfg.BATCH_SIZE), cfg.IN_CHANNELS, height, width
@@ -338,6 +338,8 @@ class Trainer:
     def train(self) -> None:
         """Train and evaluate in turns. Raises Interrupted, with a checkpoint, at a signal."""
         progress = self.progress
+        if self.finished():
+            return
         epochs_to_announce = progress.epochs_left
         model = self.make_fast(distributed.wrap(self.model, self.device))
         while not self.finished():
@@ -356,7 +358,9 @@ class Trainer:
         if cfg.COMPILE == "true":
             return torch.compile(model)
         # Gradients of several batches, or of other processes, do not go with a recorded network.
-        if cfg.COMPILE == "auto" and cfg.ACCUMULATE == 1 and distributed.WORLD_SIZE == 1:
+        alone = cfg.ACCUMULATE == 1 and distributed.WORLD_SIZE == 1
+        if cfg.COMPILE == "auto" and alone and cfg.RESOLUTIONS == [1.0]:
+            end_workers(self.train_loader, self.val_loader)  # which may be using the GPU
             images, *shape = self.batch_shape
             return recorded(model, (min(images, self.progress.images), *shape))
         return model

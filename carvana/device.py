@@ -25,7 +25,7 @@ from carvana.threads import cores
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 AMPERE = (8, 0)  # the first compute capability that computes in bfloat16
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "amx_tile")  # of CPUs
-STEPS_TO_TRY_KERNELS_FOR = 5000  # of training, from which it pays
+STEPS_TO_TRY_KERNELS_FOR = 20_000  # of training, from which it pays
 OTHER_STREAM = "The AccumulateGrad node's stream"  # how a harmless warning of torch begins
 GPU_TURNS = threading.Semaphore(2)  # forward passes on a GPU at once: each takes memory
 
@@ -80,7 +80,7 @@ def autocast(model: nn.Module, cache: bool = True) -> torch.autocast:
     """Return the context in which a model is run: mixed precision as amp_dtype says.
 
     Args:
-        cache: keep weights that were cast to the end of the block.
+        cache: keep cast weights until the end of the block.
     """
     device = device_of(model)
     dtype = amp_dtype(device, model_config(model)["PRECISION"])
@@ -139,7 +139,7 @@ def _channel_values(values: tuple[float, ...], device: torch.device) -> torch.Te
 def choose_kernels(deterministic: bool, steps: int) -> None:
     """Take kernels of this process's GPU that give the same bits each time, or else the fastest.
 
-    To find the fastest, cuDNN tries several for each size: 7 s for a network on an H100, whose
+    To find the fastest, cuDNN tries several for each size: 7 to 9 s for a network on an H100, whose
     steps then took 4 % less. It can find others in the next run. In short trainings it takes those
     that it expects to be fast.
 
@@ -179,7 +179,7 @@ def has_cuda_graphs(device: torch.device) -> bool:
 
 
 def record_forward(network: nn.Module, shape: torch.Size) -> Callable:
-    """Return what a network's forward method does in training, on CUDA, as recorded graphs.
+    """Record a network's training passes on CUDA; return what replays them.
 
     See recorded.RecordedNetwork.
 
@@ -193,7 +193,7 @@ def record_forward(network: nn.Module, shape: torch.Size) -> Callable:
     with autocast(network, cache=False):  # a graph casts the weights each time
         torch.cuda.make_graphed_callables(shell, (images,))
     warnings.filterwarnings("ignore", OTHER_STREAM)
-    return shell.forward
+    return shell.__call__  # not forward: torch holds the shell weakly, this keeps it
 
 
 def count_nonzero(masks: torch.Tensor) -> torch.Tensor:

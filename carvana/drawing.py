@@ -29,7 +29,7 @@ SAVING = {  # how pictures are written, by their ending
     ".png": {"compress_level": 1},
     ".webp": {"quality": 90, "method": 2},
 }
-LEVELS = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(256, 1, 3)  # of each channel
+LEVELS = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(256, 1, 3)  # in all channels
 PNG_RLE = 3  # zlib's strategy Z_RLE: fast, and masks get as small as by Pillow's best
 Row = tuple[str, list[np.ndarray]]  # of a sheet: title, pictures of one height
 

@@ -22,7 +22,9 @@ SHARED_MEMORY = system.SHARED_MEMORY or "shared memory"
 PAGING_FILE = "the paging file is too small for so many processes; lower NUM_WORKERS, or enlarge it"
 SMALLER = "lower BATCH_SIZE first, then IMAGE_HEIGHT and IMAGE_WIDTH, or FEATURES"
 MEMORY = f"the memory is too small for this; {SMALLER}"
-GPU_MEMORY = f"the GPU's memory is too small for this; {SMALLER}"
+GPU_MEMORY = (
+    f"the GPU's memory is too small for this; {SMALLER}; in training COMPILE false takes less, too"
+)
 RECORDING = "the network's kernels could not be recorded on this GPU; set COMPILE to false"
 TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "out of memory": GPU_MEMORY,

@@ -42,7 +42,8 @@ from carvana.opening import open_picture
 from carvana.schema import MOST_CHANNELS
 from carvana.threads import map_in_threads
 
-READER_VERSION = 6  # raise it whenever the reader returns something else for the same file
+FEW_PIXELS = 16  # of a side, on which one more or less is seen
+READER_VERSION = 7  # raise it whenever the reader returns something else for the same file
 MASK_TYPES = (".gif", ".png", ".bmp", ".tif", ".tiff", ".jpg", ".jpeg", ".webp")
 EXIF_ORIENTATION = 0x0112
 UPRIGHT = {  # EXIF orientation -> what turns the stored rows into the picture
@@ -283,10 +284,9 @@ def read_image(
     """Read a picture as it is shown (EXIF orientation applied).
 
     A JPEG is decoded at 1/4 or 1/8 as long as that leaves twice the size asked for, and at 1/2 if
-    it leaves that size: scores stay the same to 0.00002, in half the time. 16 bits become 8, CMYK
-    and palettes are converted, alpha is dropped. Colors that the file's profile describes become
-    those of sRGB. Of any other number of channels than 1 and 3, all are returned as they are
-    stored, alpha included.
+    it leaves that size but for a pixel. 16 bits become 8, CMYK and palettes are converted, alpha is
+    dropped. Colors that the file's profile describes become those of sRGB. Of any other number of
+    channels than 1 and 3, all are returned as they are stored, alpha included.
 
     Args:
         size: (H, W) to scale to; None for the picture's own.
@@ -519,7 +519,8 @@ def _draft(image: Image.Image, mode: str, width: int, height: int) -> tuple | No
 
     Its last column may be partly padding.
     """
-    width, height = max(1, width - 1), max(1, height - 1)  # 1918 / 2 counts as 960
+    if min(width, height) >= FEW_PIXELS:  # 1918 / 2 counts as 960
+        width, height = width - 1, height - 1
     if image.width >= 4 * width and image.height >= 4 * height:  # there is twice the size in half
         width, height = 2 * width, 2 * height
     reduced = image.draft(mode, (width, height))

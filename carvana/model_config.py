@@ -62,7 +62,7 @@ TUTORIAL_DEFAULTS = {name: constant.tutorial_value for name, constant in MODEL_C
 
 
 def unwrapped(model: Any) -> Any:
-    """Return the network inside of what torch.compile and DistributedDataParallel wrap it in."""
+    """Return the network inside of torch.compile, DistributedDataParallel or RecordedNetwork."""
     while True:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if inner is None:

@@ -96,16 +96,15 @@ def update_ema(ema_model: nn.Module, model: nn.Module, decay: float, steps: floa
     The decay starts lower: min(decay, (1 + steps) / (10 + steps)).
     """
     decay = min(decay, (1 + steps) / (10 + steps))
-    averaged = list(ema_model.state_dict().values())
-    current = list(model.state_dict().values())
-    floats = [index for index, value in enumerate(averaged) if value.is_floating_point()]
-    counts = [index for index, value in enumerate(averaged) if not value.is_floating_point()]
-    torch._foreach_lerp_(
-        [averaged[index] for index in floats], [current[index] for index in floats], 1 - decay
-    )
-    torch._foreach_copy_(
-        [averaged[index] for index in counts], [current[index] for index in counts]
-    )
+    averages, currents = [], []
+    pairs = zip(ema_model.state_dict().values(), model.state_dict().values(), strict=True)
+    for average, current in pairs:
+        if average.is_floating_point():
+            averages.append(average)
+            currents.append(current)
+        else:
+            average.copy_(current)
+    torch._foreach_lerp_(averages, currents, 1 - decay)
 
 
 class Muon(torch.optim.Optimizer):
@@ -147,7 +146,7 @@ class Muon(torch.optim.Optimizer):
             ]
             kernels = [item for item in moving if item.dim() == 4 and item.shape[0] > 1]
             others = [item for item in moving if item.dim() != 4 or item.shape[0] == 1]
-            if group["weight_decay"]:
+            if moving and group["weight_decay"]:
                 torch._foreach_mul_(moving, 1 - group["lr"] * group["weight_decay"])
             if kernels:
                 self._muon_step(kernels, group)

@@ -20,9 +20,10 @@ class RecordedNetwork(nn.Module):
     """A network whose forward and backward passes are recorded once, each as a CUDA graph.
 
     To start kernels one by one can take longer than a fast GPU takes to run them. A graph holds for
-    one shape of batches; others go through the network as ever.
+    one shape of batches; the kernels of any others are started one by one.
 
     Its gradients lie where the next backward pass overwrites them: they do not add up over batches.
+    The graphs keep the memory of a whole step; other batches and evaluations need theirs on top.
     While it is made, nothing else may use the GPU, such as a loader that pins memory.
 
     Args:

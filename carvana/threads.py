@@ -74,6 +74,6 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory: fresh pages cost more than what is computed in them.
 
     This helps with arrays of megabytes on a CPU. With any other C library it does nothing. All
-    threads share one arena, since further ones return their memory to the system nevertheless.
+    threads share one arena: glibc returns the memory of any other to the system nevertheless.
     """
     system.set_malloc_options({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1})

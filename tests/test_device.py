@@ -1,8 +1,10 @@
 """What is decided by the machine."""
 
+import multiprocessing
 import shlex
 import shutil
 import subprocess
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -179,17 +181,19 @@ def test_scripts_say_that_the_gpu_is_too_small(data, run, monkeypatch, script, p
 class FakeGraphs(list):
     """Stands in for torch.cuda.make_graphed_callables: the shapes of the batches that it replays.
 
-    Like the original, it runs a network some times to warm up, and replaces its forward method.
+    Like the original, it runs a network some times to warm up, replaces its forward method, and
+    keeps only a weak reference to it.
     """
 
     def __call__(self, shell, images):
-        forward = shell.forward
+        forward = type(shell).forward
+        owner = weakref.ref(shell)
         for _ in range(4):
-            forward(images[0])
+            forward(shell, images[0])
 
         def replay(batch):
             self.append(tuple(batch.shape))
-            return forward(batch)
+            return forward(owner(), batch)
 
         shell.forward = replay
         return shell
@@ -201,6 +205,42 @@ def fake_graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphs)
     monkeypatch.setattr(recorded, "has_cuda_graphs", lambda device: True)
     return graphs
+
+
+class FakeGraph:
+    """Stands in for torch.cuda.CUDAGraph, and for the context in which one is recorded."""
+
+    def __init__(self, *_args, **_kwargs):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_exception):
+        pass
+
+    def replay(self):
+        pass
+
+
+def test_this_torch_records_a_network(monkeypatch):
+    """Its own function, on graphs that replay nothing: outputs are those of recording."""
+    monkeypatch.setattr(recorded, "has_cuda_graphs", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "Stream", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "stream", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr("torch.cuda.graphs.graph_pool_handle", lambda: None)
+    network = UNET(features=[4, 8])
+    network.config = check_model_config({"PRECISION": "fp32"}, 3)
+    fast = recorded.recorded(network, (2, 3, 32, 48))
+    logits = fast(torch.rand(2, 3, 32, 48))
+    logits.sum().backward()
+    expected = network.train()(torch.zeros(2, 3, 32, 48))
+    assert torch.allclose(logits, expected, atol=1e-2)  # BatchNorm enlarges rounding here
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert list(fast.state_dict()) == [f"module.{name}" for name in network.state_dict()]
 
 
 def test_recording_leaves_a_network_as_it_was(fake_graphs):
@@ -229,10 +269,36 @@ def test_recorded_run_learns_the_same(settings, fake_graphs):
     assert all(map(torch.equal, by_graphs.values(), plain.values()))
 
 
-@pytest.mark.parametrize("names", [{"ACCUMULATE": 2}, {"COMPILE": "false"}], ids=str)
-def test_network_is_not_recorded_where_gradients_add_up(settings, fake_graphs, names):
-    train.main(settings(NUM_EPOCHS=1, BATCH_SIZE=2, **names))
-    assert fake_graphs == []
+@pytest.mark.parametrize(
+    "constants",
+    [{"ACCUMULATE": 2}, {"RESOLUTIONS": [0.5, 1.0]}, {"COMPILE": "false"}, {"NUM_EPOCHS": 0}],
+    ids=str,
+)
+def test_network_is_not_recorded_where_it_does_not_fit(settings, monkeypatch, constants):
+    monkeypatch.setattr(train, "recorded", lambda *_: pytest.fail("recorded"))
+    train.main(settings(**{"NUM_EPOCHS": 1, "BATCH_SIZE": 2} | constants))
+
+
+def test_network_of_several_processes_is_not_recorded(monkeypatch):
+    monkeypatch.setattr(train.distributed, "WORLD_SIZE", 2)
+    monkeypatch.setattr(train, "recorded", lambda *_: pytest.fail("recorded"))
+    cfg = SimpleNamespace(COMPILE="auto", ACCUMULATE=1, RESOLUTIONS=[1.0])
+    network = UNET(features=[4])
+    assert train.Trainer.make_fast(SimpleNamespace(cfg=cfg), network) is network
+
+
+def test_no_worker_reads_while_a_network_is_recorded(settings, monkeypatch):
+    """A resumed run has just drawn pictures, in the middle of the validation loader's batches."""
+    train.main(settings(NUM_EPOCHS=1))
+    children = []
+
+    def note_children(network, shape):
+        children.append(multiprocessing.active_children())
+        return network
+
+    monkeypatch.setattr(train, "recorded", note_children)
+    train.main(settings(NUM_EPOCHS=2, NUM_WORKERS=1, BATCH_SIZE=2, LOAD_MODEL=True))
+    assert children == [[]]
 
 
 def test_batches_larger_than_the_set_are_recorded_as_they_come(settings, fake_graphs):

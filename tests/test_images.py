@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from carvana import images
 from carvana.classes import SINGLE
 from carvana.errors import UserError
 from carvana.images import EXIF_ORIENTATION, UPRIGHT, picture_size, read_image, read_mask
@@ -93,6 +94,23 @@ def test_image_reduced_decoding_loses_nothing(tmp_path, size):
         expected = np.asarray(full.convert("RGB").resize(size[::-1], filtering)).astype(int)
     difference = np.abs(read_image(tmp_path / "a.jpg", size).astype(int) - expected)
     assert difference.mean() < 1.5
+
+
+@pytest.mark.parametrize(
+    "stored, asked, decoded",
+    [
+        ((1280, 1918), (640, 960), (640, 959)),
+        ((1280, 1918), (641, 962), (1280, 1918)),
+        ((1280, 1918), (320, 480), (640, 959)),
+        ((1280, 1918), (160, 240), (320, 480)),
+        ((2, 2), (2, 2), (2, 2)),  # one pixel fewer would be all of them
+    ],
+)
+def test_image_is_decoded_no_smaller_than_it_is_asked_for(tmp_path, stored, asked, decoded):
+    Image.new("RGB", stored[::-1]).save(tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as image:
+        images._draft(image, "RGB", *asked[::-1])
+        assert image.size[::-1] == decoded
 
 
 SIDES = st.integers(1, 40)

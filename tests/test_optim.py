@@ -75,20 +75,32 @@ def test_muon_starts_few_operations():
     assert operations.count <= 275
 
 
-def test_muon_moves_kernels_of_a_shape_as_it_moves_each_alone():
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_each_kernel_by_its_formula(memory_format):
+    """The first step: decay, Nesterov momentum 0.9, orthogonalized, scaled by the sides."""
     generator = torch.Generator().manual_seed(0)
-    shapes = [(8, 4, 3, 3), (8, 4, 3, 3), (16, 3, 2, 2), (8, 4, 3, 3), (2, 2, 1, 1)]
+    shapes = [(8, 4, 3, 3), (16, 3, 2, 2), (8, 4, 3, 3), (32, 2, 2, 3), (2, 2, 1, 1)]
+    starts = [torch.randn(shape, generator=generator) for shape in shapes]
     gradients = [torch.randn(shape, generator=generator) for shape in shapes]
-    together = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    alone = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    for kernels in (together, alone):
-        for kernel, gradient in zip(kernels, gradients, strict=True):
-            kernel.grad = gradient.clone()
-    optim.Muon(together, 0.1, weight_decay=0.1).step()
-    for kernel in alone:
-        optim.Muon([kernel], 0.1, weight_decay=0.1).step()
-    pairs = zip(together, alone, strict=True)
-    assert all(torch.allclose(one, other, atol=1e-4) for one, other in pairs)
+    kernels = [
+        torch.nn.Parameter(start.clone(memory_format=memory_format).detach()) for start in starts
+    ]
+    without_gradient = torch.nn.Parameter(torch.ones(4, 4, 1, 1))
+    for kernel, gradient in zip(kernels, gradients, strict=True):
+        kernel.grad = gradient.clone(memory_format=memory_format)
+    optim.Muon([*kernels, without_gradient], 0.1, weight_decay=0.1).step()
+    for kernel, start, gradient in zip(kernels, starts, gradients, strict=True):
+        matrix = (1.9 * gradient).flatten(1)
+        move = optim.orthogonal(matrix[None])[0].view(start.shape)
+        scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+        assert torch.allclose(kernel, 0.99 * start - 0.1 * scale * move, atol=2e-3)
+    assert torch.equal(without_gradient, torch.ones(4, 4, 1, 1))
+
+
+def test_muon_without_any_gradient_does_nothing():
+    kernel = torch.nn.Parameter(torch.ones(4, 4, 1, 1))
+    optim.Muon([kernel], 0.1, weight_decay=0.1).step()
+    assert torch.equal(kernel, torch.ones(4, 4, 1, 1))
 
 
 class MuonRun:
