@@ -193,7 +193,10 @@ def record_forward(network: nn.Module, shape: torch.Size) -> Callable:
     with autocast(network, cache=False):  # a graph casts the weights each time
         torch.cuda.make_graphed_callables(shell, (images,))
     warnings.filterwarnings("ignore", OTHER_STREAM)
-    return shell.__call__  # not forward: torch holds the shell weakly, this keeps it
+    replay = shell.__call__  # not forward: torch holds the shell weakly, this keeps it
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    torch.autograd.grad(replay(images).sum(), parameters)  # raises now if it raises at all
+    return replay
 
 
 def count_nonzero(masks: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,6 @@ MEMORY = f"the memory is too small for this; {SMALLER}"
 GPU_MEMORY = (
     f"the GPU's memory is too small for this; {SMALLER}; in training COMPILE false takes less, too"
 )
-RECORDING = "the network's kernels could not be recorded on this GPU; set COMPILE to false"
 TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "out of memory": GPU_MEMORY,
     "STATUS_ALLOC_FAILED": GPU_MEMORY,  # of cuDNN and cuBLAS
@@ -44,8 +43,6 @@ TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "install one that has (pytorch.org/get-started/locally), or use --device cpu",
     "driver version is insufficient": "this torch needs a newer driver of the GPU; install one, or "
     "use --device cpu",
-    "during capture": RECORDING,  # of a CUDA graph
-    "is capturing": RECORDING,
     "leaves BatchNorm": "the last batch is too small; change BATCH_SIZE so that it holds more than "
     "one image, or enlarge the images",
 }

@@ -7,13 +7,21 @@ from torch import nn
 
 from carvana.batchnorm import BatchNormKeeper
 from carvana.device import device_of, has_cuda_graphs, record_forward
+from carvana.errors import error_summary, warn
 
 
 def recorded(network: nn.Module, shape: Sequence[int]) -> nn.Module:
-    """Return a network as a RecordedNetwork; where nothing can be recorded, as it is."""
-    if has_cuda_graphs(device_of(network)):
+    """Return a network as a RecordedNetwork; where it cannot be recorded, as it is."""
+    if not has_cuda_graphs(device_of(network)):
+        return network
+    try:
         return RecordedNetwork(network, shape)
-    return network
+    except RuntimeError as error:  # of the driver or of torch, or for want of memory
+        warn(
+            "warning: the GPU's kernels could not be recorded, and are started one by one "
+            f"({error_summary(error)}); COMPILE false does not try"
+        )
+        return network
 
 
 class RecordedNetwork(nn.Module):
@@ -37,8 +45,10 @@ class RecordedNetwork(nn.Module):
         self.shape = torch.Size(shape)
         statistics = BatchNormKeeper(network)  # which recording moves
         statistics.keep()
-        self.replay = record_forward(network, self.shape)
-        statistics.restore()
+        try:
+            self.replay = record_forward(network, self.shape)
+        finally:
+            statistics.restore()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.training and images.shape == self.shape:

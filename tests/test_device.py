@@ -251,20 +251,36 @@ def test_recording_leaves_a_network_as_it_was(fake_graphs):
     names = [name.removeprefix("module.") for name, _ in fast.named_parameters()]
     assert names == [name for name, _ in network.named_parameters()]
     network(torch.rand(4, 3, 32, 48))
+    assert fake_graphs == [(4, 3, 32, 48)]  # to try
     fast(torch.rand(3, 3, 32, 48))  # an epoch's last batch
-    assert fake_graphs == []
+    assert fake_graphs == [(4, 3, 32, 48)]
     fast(torch.rand(4, 3, 32, 48))
     fast.eval()(torch.rand(4, 3, 32, 48))
-    assert fake_graphs == [(4, 3, 32, 48)]
+    assert fake_graphs == [(4, 3, 32, 48)] * 2
+
+
+def test_network_that_cannot_be_recorded_is_trained_nevertheless(settings, monkeypatch, capsys):
+    def fail(shell, images):
+        shell(images[0])
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(recorded, "has_cuda_graphs", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", fail)
+    train.main(settings(NUM_EPOCHS=2))
+    assert "kernels could not be recorded, and are started one by one" in capsys.readouterr().err
+    tried = run_result()["state_dict"]
+    train.main(settings(NUM_EPOCHS=2, COMPILE="false"))
+    plain = run_result()["state_dict"]
+    assert all(map(torch.equal, tried.values(), plain.values()))
 
 
 def test_recorded_run_learns_the_same(settings, fake_graphs):
     options = {"NUM_EPOCHS": 2, "BATCH_SIZE": 5}  # of 12 images
     train.main(settings(**options))
-    assert fake_graphs == [(5, 3, 32, 48)] * 4
+    assert fake_graphs == [(5, 3, 32, 48)] * 5  # once to try, and two in each epoch
     by_graphs = run_result()["state_dict"]
     train.main(settings(COMPILE="false", **options))
-    assert fake_graphs == [(5, 3, 32, 48)] * 4
+    assert fake_graphs == [(5, 3, 32, 48)] * 5
     plain = run_result()["state_dict"]
     assert all(map(torch.equal, by_graphs.values(), plain.values()))
 
@@ -303,7 +319,7 @@ def test_no_worker_reads_while_a_network_is_recorded(settings, monkeypatch):
 
 def test_batches_larger_than_the_set_are_recorded_as_they_come(settings, fake_graphs):
     train.main(settings(NUM_EPOCHS=1, BATCH_SIZE=64))
-    assert fake_graphs == [(12, 3, 32, 48)]
+    assert fake_graphs == [(12, 3, 32, 48)] * 2  # the first to try
 
 
 # ---------------------------------------------------------------- compiled networks

@@ -215,6 +215,7 @@ def check_precision(check: Check) -> None:
             continue
         (epoch,) = read_checkpoint(finished.folder / CHECKPOINT)["history"]
         results.append({"name": name, "command_seconds": finished.seconds, **epoch})
+        check.expect("not be recorded" not in finished.err, f"{name}: was not recorded")
         numbers = f"{epoch['train_loss']:.4f} {epoch['dice']:.4f}"
         numbers += f" {epoch['images_per_second']:.0f} {epoch['peak_memory_mb']:.0f}"
         rows.append([name, *numbers.split(), f"{finished.seconds:.1f}"])
