@@ -243,6 +243,8 @@ def check_outputs(args: argparse.Namespace, photographs: Sequence[Photograph]) -
             others = "another model, --threshold, --tta or --image-levels"
             if changed <= {"TILE", "TILE_OVERLAP"}:
                 others = "another --tile or --tile-overlap"
+            if "reader" in changed:
+                others = "another version of this program, which reads photographs differently"
             raise UserError(
                 f"{args.rle} already exists and was written with {others}; remove it, or name "
                 "another file"

@@ -149,8 +149,8 @@ def open_cache(folder: str | Path, pairs: Sequence[Pair], reading: Reading) -> C
             warn(f"{path} is damaged ({error_summary(error)}); reading the photographs again")
     elif earlier:
         warn(
-            f"what is in {source} or its masks has changed since {earlier[0]} was made; "
-            "reading all again"
+            f"what is in {source}, its masks, or how they are read has changed since "
+            f"{earlier[0]} was made; reading all again"
         )
     return _make_cache(path, earlier, pairs, reading)
 
@@ -186,7 +186,7 @@ def _make_cache(
     """Decode all pairs into a file, which replaces earlier ones; None if it cannot be written."""
     temporary = path.with_suffix(f".{random_token()}.tmp")
     try:
-        _make_room(path.parent, _needed_bytes(pairs, reading))
+        _make_room(path.parent, _needed_bytes(pairs, reading), earlier)
         _write(temporary, pairs, reading)
         cache = _put_in_place(temporary, path, pairs, reading)
         # Caches ended in .npy once.
@@ -249,8 +249,8 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
-def _make_room(folder: Path, needed: int) -> None:
-    """Remove what interrupted runs left in a folder.
+def _make_room(folder: Path, needed: int, outdated: Sequence[Path]) -> None:
+    """Remove what interrupted runs left in a folder; if room is short, outdated caches as well.
 
     Raises:
         OSError: fewer than `needed` bytes are free after that.
@@ -260,6 +260,10 @@ def _make_room(folder: Path, needed: int) -> None:
         if UNFINISHED.fullmatch(leftover.name) and is_abandoned(leftover):
             with suppress(OSError):  # somebody else's, or gone meanwhile
                 leftover.unlink()
+    if shutil.disk_usage(folder).free < needed:
+        for path in outdated:
+            with suppress(OSError):  # another process may use it still
+                path.unlink()
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"it takes {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free")

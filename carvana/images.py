@@ -528,11 +528,16 @@ def _draft(image: Image.Image, mode: str, width: int, height: int) -> tuple | No
 
 
 def _scaled(image: Image.Image, width: int, height: int, box: tuple | None = None) -> Image.Image:
-    """Return a PIL image, or a box of it, at another size."""
-    # Hamming is as sharp as averaging, but continuous: BOX moves what falls between two pixels.
-    filter_ = Image.Resampling.BILINEAR
-    if width <= image.width and height <= image.height:
+    """Return a PIL image, or a box of it from its upper left corner, at another size."""
+    own_width, own_height = box[2:] if box else image.size
+    reductions = (own_width / width, own_height / height)
+    if min(reductions) > 1.9:
+        # As sharp as averaging, but continuous: BOX moves what falls between two pixels.
         filter_ = Image.Resampling.HAMMING
+    elif max(reductions) > 1:
+        filter_ = Image.Resampling.BICUBIC  # here Hamming would move pixels, too
+    else:
+        filter_ = Image.Resampling.BILINEAR
     return image.resize((width, height), filter_, box)
 
 

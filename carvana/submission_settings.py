@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from carvana.images import READER_VERSION
+
 
 def run_settings(
     model: str | Path,
@@ -17,6 +19,7 @@ def run_settings(
     """Return what must be the same for a csv to be continued."""
     digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
     settings: dict[str, Any] = {"model": digest, "threshold": threshold, "tta": tta}
+    settings["reader"] = READER_VERSION
     if levels:
         settings["levels"] = levels
     return settings | dict(windows or {})
