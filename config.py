@@ -167,7 +167,8 @@ CLASS_WEIGHTS: ClassWeights = "none"
 CLIP_GRADIENT: Annotated[float, Range(0.0, 1e6)] = 0.0  # largest gradient norm; 0: no limit
 # decay of the weights' moving average, which is evaluated and saved, such as 0.99; 0: no average
 EMA: Annotated[float, Range(0.0, 0.99999)] = 0.0
-# a checkpoint whose weights to start from, for fine-tuning; empty: random weights
+# a checkpoint whose weights to start from, for fine-tuning; anywhere, studio and studio-full are of
+# the project; empty: random weights
 INIT_WEIGHTS: FilePath = ""
 BATCH_SIZE: Annotated[int, Range(1, 65536, "images")] = 16  # halve it if the GPU runs out of memory
 # batches per optimizer step: the effect of larger batches where memory is short

@@ -46,7 +46,7 @@ from carvana.device import (
 )
 from carvana.drawing import batch_sheet, save_picture
 from carvana.epochs import PartialEpoch, PlainEpoch
-from carvana.errors import UserError, first_few, one_line
+from carvana.errors import UserError, first_few, one_line, warn
 from carvana.exported import is_exported
 from carvana.interrupts import Interrupted, Pause, Signals, looks_within_epoch
 from carvana.locks import output_locks
@@ -56,7 +56,7 @@ from carvana.naming import Naming
 from carvana.options import default_values
 from carvana.progress import LossMeter, Progress
 from carvana.recorded import recorded
-from carvana.weights import load_matching_weights
+from carvana.weights import describe_levels, load_matching_weights
 from dataset import (
     check_readable,
     end_workers,
@@ -160,6 +160,7 @@ class Trainer:
         torch.manual_seed(cfg.SEED)
         self.train_loader, self.val_loader = self.make_loaders()
         check_readable(self.train_loader.dataset, self.val_loader.dataset)
+        self.starts_whole = False  # with all weights of another run's network
         self.model = self.make_model()
         self.ema_model = copy.deepcopy(self.model) if cfg.EMA else None
         self.eval_model = self.ema_model or self.model  # whose weights are scored and kept
@@ -253,6 +254,11 @@ class Trainer:
             missing = load_matching_weights(state, model, cfg.INIT_WEIGHTS)
             exceptions = f", but not: {first_few(missing)}" if missing else ""
             print(f"weights of {cfg.INIT_WEIGHTS}{exceptions}")
+            own_levels = describe_levels({"state_dict": model.state_dict(), "config": vars(cfg)})
+            levels = describe_levels(state)
+            if levels != own_levels and distributed.FIRST:
+                warn(f"warning: these weights fit in part only; they are of {levels}: set these")
+            self.starts_whole = not missing
         return model
 
     def print_start(self) -> None:
@@ -314,6 +320,10 @@ class Trainer:
         progress = self.progress
         self.print_start()
         resumed = self.resume()
+        start_dice = 0.0
+        if self.starts_whole and not resumed:
+            start_dice = check_accuracy(self.val_loader, self.eval_model, self.device)["dice"]
+            print(f"before training: Dice {start_dice:.4f} at {describe_size(vars(cfg))}")
         self.train_loader.sampler.epoch = progress.epoch
         if distributed.FIRST:
             path = os.path.join(cfg.SAVED_IMAGES_DIR, "batch.png")
@@ -333,7 +343,8 @@ class Trainer:
             if distributed.FIRST and progress.history:
                 with self.byproducts.writing(os.path.join(cfg.SAVED_IMAGES_DIR, "curves.png")):
                     reports.write_curves(cfg, progress.history)
-            conclude(cfg, progress)  # a signal that comes now must leave no half-written picture
+            # A signal that comes now must leave no half-written picture.
+            conclude(cfg, progress, start_dice)
 
     def train(self) -> None:
         """Train and evaluate in turns. Raises Interrupted, with a checkpoint, at a signal."""
@@ -581,8 +592,12 @@ class Trainer:
         distributed.barrier()
 
 
-def conclude(cfg: SimpleNamespace, progress: Progress) -> None:
-    """Print why the run ended, its best Dice, and where to look."""
+def conclude(cfg: SimpleNamespace, progress: Progress, start_dice: float) -> None:
+    """Print why the run ended, its best Dice, and where to look.
+
+    Args:
+        start_dice: of the weights to start from; 0 if there were none, or not of all layers.
+    """
     if not progress.history and progress.best < 0:
         print("nothing was trained: NUM_EPOCHS is 0")
         return
@@ -598,6 +613,11 @@ def conclude(cfg: SimpleNamespace, progress: Progress) -> None:
         f"best {score} {max(progress.best, 0):.4f} at {describe_size(vars(cfg))}; "
         f"now look at {page}"
     )
+    if progress.best < start_dice:
+        warn(
+            f"warning: the weights to start from score higher, {start_dice:.4f}; keep these, or "
+            "lower LEARNING_RATE"
+        )
 
 
 @contextlib.contextmanager

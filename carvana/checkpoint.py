@@ -298,7 +298,9 @@ def _unreadable(path: Path, error: Exception) -> str:
     ]
     instead = "name another"
     if good:
-        instead = f"copy one of these over it, or name one: {', '.join(good)}"
+        instead = f"name one: {first_few(good)}"
+        if path.suffix == ".tar":  # else it may be anything, and is better kept
+            instead = f"copy one of these over it, or {instead}"
     message = f"{type(error).__name__}: {error}"
     reasons = (reason for phrase, reason in UNREADABLE.items() if phrase in message)
     reason = next(reasons, error_summary(error))
@@ -510,8 +512,13 @@ def compare_constants(cfg: SimpleNamespace, saved: Mapping[str, Any]) -> set[str
     if decisive:
         raise UserError(_how_to_resume(cfg.CHECKPOINT_FILE, changed, decisive))
     for name, value in changed.items():
-        print(f"{name}: {value} in the checkpoint, {getattr(cfg, name)} from now on")
+        now = getattr(cfg, name)
+        print(f"{name}: {_shown(value)} in the checkpoint, {_shown(now)} from now on")
     return set(changed)
+
+
+def _shown(value: Any) -> str:
+    return '""' if value == "" else str(value)
 
 
 def _how_to_resume(filename: str, changed: Mapping[str, Any], decisive: list[str]) -> str:

@@ -117,6 +117,9 @@ def _describe_no_pairs(
         f"{str(mask_dir)!r} (such as {one_line(min(masks))}); expected "
         f"{naming.image_prefix}NAME{naming.image_suffix}.jpg and {expected} or NAME.png"
     )
+    exchanged, _ = pair_names(masks, images, naming)
+    if exchanged:
+        return f"{message}; {len(exchanged)} pair the other way round: exchange the two folders"
     proposals = propose_options(images, masks, naming)
     advice = proposals[0] if proposals else "set MASK_SUFFIX to what follows the shared name"
     return f"{message}; {advice}"

@@ -1,6 +1,7 @@
 """What a training settles before the seconds that torch takes to import: options and files."""
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from carvana.naming import Naming
 from carvana.opening import set_max_megapixels
 from carvana.pairs import Pair, check_folders, list_files
 from carvana.rendering import PARTS, remove_leftovers, render_set
+from carvana.shipped import SHIPPED_MODELS, find_model
 from carvana.tensorboard import check_tensorboard
 from carvana.threads import keep_freed_memory
 from carvana.two_values import settle_values
@@ -47,12 +49,14 @@ def configure(config: ModuleType, description: str | None = None) -> SimpleNames
     preset = _preset_for_missing_data(cfg)
     if preset:
         if _rank("RANK") == 0:
+            settings = f"the preset {preset}{' and your options' if sys.argv[1:] else ''}"
             print(
                 f"No photographs in data/train_images: training on rendered cars in data/{preset} "
-                f"instead, with the preset {preset}.\nFor Carvana's, download Kaggle's two zips "
+                f"instead, with {settings}.\nFor Carvana's, download Kaggle's two zips "
                 "and run: python prepare_data.py train.zip train_masks.zip"
             )
         cfg = options.load(config, base_preset=preset)
+    cfg.INIT_WEIGHTS = find_model(cfg.INIT_WEIGHTS)
     set_max_megapixels(cfg.MAX_MEGAPIXELS)
     _render_missing_cars(cfg, config.PRESETS)
     _settle_mask_values(cfg, _check_data(cfg))
@@ -174,7 +178,7 @@ def _check_checkpoints(cfg: SimpleNamespace) -> None:
     if cfg.INIT_WEIGHTS and not cfg.LOAD_MODEL and not Path(cfg.INIT_WEIGHTS).is_file():
         raise UserError(
             f"no checkpoint {cfg.INIT_WEIGHTS!r} to take weights from; name another with "
-            "--init-weights, or omit it"
+            f"--init-weights ({' or '.join(SHIPPED_MODELS)} come with the project), or omit it"
         )
     if cfg.LOAD_MODEL and not Path(cfg.CHECKPOINT_FILE).is_file():
         raise UserError(

@@ -102,11 +102,9 @@ def load_matching_weights(
         if key in expected and tensor.shape == expected[key].shape
     }
     if not any(tensor.dim() == 4 for tensor in matching.values()):
-        features = " ".join(str(shape[0]) for shape in _level_shapes(weights))
-        unshuffle = checkpoint.get("config", {}).get("UNSHUFFLE", 1)
         raise UserError(
-            f"none of the convolutions in {one_line(name)} fits this network; it has FEATURES "
-            f"{features} and UNSHUFFLE {unshuffle}: set these"
+            f"none of the convolutions in {one_line(name)} fits this network; it has "
+            f"{describe_levels(checkpoint)}: set these"
         )
     model.load_state_dict(matching, strict=False)
     missing = []
@@ -117,6 +115,13 @@ def load_matching_weights(
                 text += f", there {tuple(weights[key].shape)}"
             missing.append(text)
     return missing
+
+
+def describe_levels(checkpoint: Mapping[str, Any]) -> str:
+    """Return the constants that shape the levels of a checkpoint's network, in words."""
+    features = " ".join(str(shape[0]) for shape in _level_shapes(weights_in(checkpoint)))
+    unshuffle = checkpoint.get("config", {}).get("UNSHUFFLE", 1)
+    return f"FEATURES {features} and UNSHUFFLE {unshuffle}"
 
 
 def network_shape(weights: Weights, unshuffle: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -285,6 +286,17 @@ def test_cache_is_done_without_where_it_cannot_be_written(folders, failure, monk
     assert_same_items(open_dataset(folders, cached=False), dataset)
     assert "warning: no cache in" in capsys.readouterr().err
     assert failure == "no folder" or cache_files(folders) == []
+
+
+def test_outdated_cache_makes_room_for_the_new_one(folders, monkeypatch):
+    open_dataset(folders)
+    (outdated,) = folders[0].parent.joinpath(".cache").glob("*.pairs")
+    monkeypatch.setattr(cache, "READER_VERSION", cache.READER_VERSION + 1)
+    full = SimpleNamespace(free=10)
+    roomy = SimpleNamespace(free=10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full if outdated.exists() else roomy)
+    assert open_dataset(folders).cache is not None
+    assert not outdated.exists()
 
 
 def test_cache_clears_away_what_a_killed_run_left(folders):

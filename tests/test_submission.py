@@ -1,5 +1,6 @@
 """The challenge's csv: its run lengths, and how an interrupted run continues it."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from PIL import Image
 
 from carvana.errors import UserError
 from carvana.submission import Submission
+from carvana.submission_settings import settings_file
 
 
 def decode(runs, shape):
@@ -83,6 +85,15 @@ def test_submission_of_another_run_is_refused(work, run, change):
         "was written with another model, --threshold, --tta or --image-levels; remove it" in stderr
     )
     assert (work / "a.csv").read_bytes() == whole
+
+
+def test_submission_of_another_reader_is_refused(work, run):
+    arguments = (*OWN_MODEL, "--img", "photos", "--rle", "a.csv", "--no-save")
+    run("inference.py", *arguments)
+    file = settings_file(work / "a.csv")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"reader": 6}))
+    stderr = run("inference.py", *arguments, status=2).stderr
+    assert "written with another version of this program, which reads photographs diff" in stderr
 
 
 def test_submission_of_other_windows_is_refused(work, run):

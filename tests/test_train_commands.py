@@ -262,6 +262,23 @@ def test_fault_of_a_folder_for_training_and_validation_is_told_once(data, run):
     assert stderr.count("has a mask") == 1
 
 
+def test_exchanged_folders_are_noticed(data, run):
+    folders = ("--images", "data/train_masks", "--masks", "data/train_images")
+    for script in ("explore.py", "evaluate.py"):
+        stderr = run(script, *folders, status=2).stderr
+        assert "12 pair the other way round: exchange the two folders" in stderr
+
+
+def test_weights_of_the_project_go_by_their_names(data, run):
+    tiny = tiny_options(NUM_EPOCHS=0)
+    stderr = run("train.py", *tiny, "--init-weights", "anywere", status=2).stderr
+    assert "anywhere or studio or studio-full come with the project" in stderr
+    same = ("--features", 16, 32, 64, 128, "--unshuffle", 2)
+    assert (
+        "before training: Dice" in run("train.py", *tiny, *same, "--init-weights", "studio").stdout
+    )
+
+
 def test_train_advises_on_few_photographs(data, run):
     advice = "few photographs to train on (12): masks become better from the weights"
     tiny = tiny_options(NUM_EPOCHS=0)

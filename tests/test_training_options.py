@@ -204,6 +204,26 @@ def test_optimizer_does_not_continue_with_another_ones_state(settings):
         train.main(settings(NUM_EPOCHS=2, OPTIMIZER="muon", LOAD_MODEL=True))
 
 
+def test_weights_that_training_made_worse_are_named(settings, data, capsys):
+    train.main(settings(NUM_EPOCHS=12, LEARNING_RATE=0.02, POSITIVE_WEIGHT=10.0))
+    (data / LAST).rename(data / "mine.pth.tar")
+    dice = history("mine.pth.tar")[-1]["dice"]
+    assert dice > 0.3
+    train.main(settings(NUM_EPOCHS=1, INIT_WEIGHTS="mine.pth.tar", LEARNING_RATE=3.0))
+    expected = f"warning: the weights to start from score higher, {dice:.4f}; keep these, or lower"
+    assert expected in capsys.readouterr().err
+
+
+def test_weights_of_other_levels_are_named(settings, data, capsys):
+    train.main(settings(NUM_EPOCHS=1))
+    (data / LAST).rename(data / "mine.pth.tar")
+    capsys.readouterr()
+    train.main(settings(NUM_EPOCHS=1, INIT_WEIGHTS="mine.pth.tar", FEATURES=[4, 8, 8]))
+    printed = capsys.readouterr()
+    assert "fit in part only; they are of FEATURES 4 8 and UNSHUFFLE 1: set these" in printed.err
+    assert "before training" not in printed.out
+
+
 def test_init_weights_are_what_training_starts_from(settings, data, capsys):
     train.main(settings(NUM_EPOCHS=3))
     (data / LAST).rename(data / "mine.pth.tar")
@@ -212,7 +232,11 @@ def test_init_weights_are_what_training_starts_from(settings, data, capsys):
     assert history()[-1]["val_loss"] == pytest.approx(loss, rel=0.02)
     train.main(settings(NUM_EPOCHS=1, LEARNING_RATE=1e-9))
     assert history()[-1]["val_loss"] != pytest.approx(loss, rel=0.1)
-    assert "weights of mine.pth.tar\n" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "weights of mine.pth.tar\n" in printed.out
+    dice = history("mine.pth.tar")[-1]["dice"]
+    assert f"before training: Dice {dice:.4f} at 32x48\n" in printed.out
+    assert "warning: the weights to start from" not in printed.err
     train.main(settings(NUM_EPOCHS=1, INIT_WEIGHTS="mine.pth.tar", IN_CHANNELS=1))
     assert (
         "weights of mine.pth.tar, but not: downs.0.conv.0.weight (4, 1, 3, 3), there (4, 3, 3, 3)\n"
