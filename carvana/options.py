@@ -6,6 +6,7 @@ import difflib
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -136,20 +137,27 @@ class OptionParser(argparse.ArgumentParser):
     """A parser that answers wrong options with a UserError instead of a page of usage."""
 
     def error(self, message: str) -> NoReturn:
-        _, _, words = message.partition("unrecognized arguments: ")
-        unknown = [word for word in words.split() if OPTION.match(word)]
+        _, _, rest = message.partition("unrecognized arguments: ")
+        words = rest.split()
+        if "arguments are required" in message:  # perhaps one of them is misspelled
+            words = [word for word in sys.argv[1:] if self._is_unknown(word)]
+        unknown = [word for word in words if OPTION.match(word)]
         if unknown:
             options = [name for name in self._option_string_actions if name.startswith("--")]
             answers = [describe_unknown(word, options) for word in unknown]
             message = "; ".join(answers)
         raise UserError(f"{one_line(message)}; --help lists the options")
 
+    def _is_unknown(self, word: str) -> bool:
+        return word.split("=")[0] not in self._option_string_actions
+
 
 def make_parser(description: str | None, **settings: Any) -> OptionParser:
-    """Return a parser that shows the description as it is written."""
+    """Return a parser that shows the description as it is written. Options are typed in full."""
     columns = min(shutil.get_terminal_size().columns, HELP_COLUMNS) - 2
     return OptionParser(
         description=description,
+        allow_abbrev=False,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, width=columns),
         **settings,
     )
@@ -307,7 +315,6 @@ def load(
     parser = make_parser(
         description,
         usage="%(prog)s [--preset NAME] [--any-constant VALUE ...]",
-        allow_abbrev=False,
     )
     add_preset_option(parser, config)
     add_constants_by_section(parser, constants)

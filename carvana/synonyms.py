@@ -89,7 +89,8 @@ def describe_unknown(word: str, options: Collection[str]) -> str:
     answer = _synonym(name, options)
     if answer:
         return f"there is no {word}; use {answer}"
-    nearest = difflib.get_close_matches(name, options, n=1, cutoff=0.0)[0]
+    longer = [option for option in options if option.startswith(name)]
+    nearest = difflib.get_close_matches(name, longer or options, n=1, cutoff=0.0)[0]
     return f"there is no {word}; the nearest is {nearest}"
 
 

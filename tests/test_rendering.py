@@ -361,7 +361,7 @@ def test_first_run_trains_on_rendered_cars(tmp_path, run):
     run(*DEMO, "--cars", 4, "--angles", 4, "--size", 64, 96)
     arguments = tiny_options(NUM_EPOCHS=1)
     lines = run("train.py", *arguments).stdout.splitlines()
-    assert "data/demo" in lines[0] and "preset demo" in lines[0]
+    assert "data/demo" in lines[0] and "the preset demo and your options" in lines[0]
     assert "prepare_data.py train.zip train_masks.zip" in lines[1]
     assert "demo" in lines[-1]
     checkpoints = sorted(path.name for path in tmp_path.glob("*.pth.tar"))

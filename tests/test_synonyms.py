@@ -44,6 +44,9 @@ def test_synonyms_lead_to_options_that_exist():
     [
         ("inference.py", "--img a.jpg --weights b.pth", "there is no --weights; use --model FILE"),
         ("inference.py", "--img a.jpg --output b", "there is no --output; use --out DIR"),
+        ("inference.py", "--image a.jpg", "there is no --image; use --img PATH"),
+        ("inference.py", "--img a.jpg --cut", "there is no --cut; the nearest is --cutout"),
+        ("inference.py", "--imgs a.jpg --cutuot", "is --img; there is no --cutuot; the nearest"),
         ("evaluate.py", "--ckpt a.pth", "there is no --ckpt; use --model FILE"),
         ("prepare_data.py", "a.zip --val-split 0.2", "use --val-fraction SHARE"),
         ("export.py", "--devices cpu", "there is no --devices; the nearest is"),
