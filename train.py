@@ -254,9 +254,9 @@ class Trainer:
             missing = load_matching_weights(state, model, cfg.INIT_WEIGHTS)
             exceptions = f", but not: {first_few(missing)}" if missing else ""
             print(f"weights of {cfg.INIT_WEIGHTS}{exceptions}")
-            own_levels = describe_levels({"state_dict": model.state_dict(), "config": vars(cfg)})
             levels = describe_levels(state)
-            if levels != own_levels and distributed.FIRST:
+            own = {"state_dict": model.state_dict(), "config": vars(cfg)}
+            if missing and levels not in ("", describe_levels(own)) and distributed.FIRST:
                 warn(f"warning: these weights fit in part only; they are of {levels}: set these")
             self.starts_whole = not missing
         return model
@@ -613,7 +613,7 @@ def conclude(cfg: SimpleNamespace, progress: Progress, start_dice: float) -> Non
         f"best {score} {max(progress.best, 0):.4f} at {describe_size(vars(cfg))}; "
         f"now look at {page}"
     )
-    if progress.best < start_dice:
+    if distributed.FIRST and progress.best < start_dice:
         warn(
             f"warning: the weights to start from score higher, {start_dice:.4f}; keep these, or "
             "lower LEARNING_RATE"

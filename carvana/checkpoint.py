@@ -23,7 +23,7 @@ from carvana.errors import UserError, error_summary, first_few, one_line
 from carvana.files import random_token
 from carvana.model_config import TUTORIAL_DEFAULTS, check_model_config, model_config
 from carvana.naming import AFFIX_CONSTANTS
-from carvana.options import option_words
+from carvana.options import option_words, shown
 from carvana.schema import MOST_CHANNELS, short
 from carvana.untrusted_tensors import load_tensors
 from carvana.weights import (
@@ -513,12 +513,8 @@ def compare_constants(cfg: SimpleNamespace, saved: Mapping[str, Any]) -> set[str
         raise UserError(_how_to_resume(cfg.CHECKPOINT_FILE, changed, decisive))
     for name, value in changed.items():
         now = getattr(cfg, name)
-        print(f"{name}: {_shown(value)} in the checkpoint, {_shown(now)} from now on")
+        print(f"{name}: {shown(value)} in the checkpoint, {shown(now)} from now on")
     return set(changed)
-
-
-def _shown(value: Any) -> str:
-    return '""' if value == "" else str(value)
 
 
 def _how_to_resume(filename: str, changed: Mapping[str, Any], decisive: list[str]) -> str:

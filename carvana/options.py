@@ -63,8 +63,12 @@ class Constant(NamedTuple):
         value = self.value
         if isinstance(value, list | tuple):
             value = " ".join(map(str, value)) or "empty"
-        shown_value = '""' if value == "" else value
-        return f"{self.reason} [{self.type}]; now {shown_value}"
+        return f"{self.reason} [{self.type}]; now {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """Return a constant's value in words; an empty text is seen."""
+    return '""' if value == "" else str(value)
 
 
 # ---------------------------------------------------------------- reading config.py

@@ -18,8 +18,12 @@ def run_settings(
 ) -> dict[str, Any]:
     """Return what must be the same for a csv to be continued."""
     digest = hashlib.sha256(Path(model).read_bytes()).hexdigest()
-    settings: dict[str, Any] = {"model": digest, "threshold": threshold, "tta": tta}
-    settings["reader"] = READER_VERSION
+    settings: dict[str, Any] = {
+        "model": digest,
+        "threshold": threshold,
+        "tta": tta,
+        "reader": READER_VERSION,
+    }
     if levels:
         settings["levels"] = levels
     return settings | dict(windows or {})

@@ -104,7 +104,7 @@ def load_matching_weights(
     if not any(tensor.dim() == 4 for tensor in matching.values()):
         raise UserError(
             f"none of the convolutions in {one_line(name)} fits this network; it has "
-            f"{describe_levels(checkpoint)}: set these"
+            f"{describe_levels(checkpoint) or 'other levels'}: set these"
         )
     model.load_state_dict(matching, strict=False)
     missing = []
@@ -118,8 +118,14 @@ def load_matching_weights(
 
 
 def describe_levels(checkpoint: Mapping[str, Any]) -> str:
-    """Return the constants that shape the levels of a checkpoint's network, in words."""
-    features = " ".join(str(shape[0]) for shape in _level_shapes(weights_in(checkpoint)))
+    """Return the constants that shape the levels of a checkpoint's network, in words.
+
+    "" if its levels have other names or shapes than a UNET's.
+    """
+    try:
+        features = " ".join(str(shape[0]) for shape in _level_shapes(weights_in(checkpoint)))
+    except (ValueError, IndexError):
+        return ""
     unshuffle = checkpoint.get("config", {}).get("UNSHUFFLE", 1)
     return f"FEATURES {features} and UNSHUFFLE {unshuffle}"
 

@@ -66,6 +66,16 @@ def test_checkpoint_of_another_network_names_its_entries(data, run):
     assert "names ending in final_conv.weight, as they are or under state_dict or mod" in stderr
 
 
+def test_training_starts_from_levels_of_other_names(data, run):
+    weights = UNET(features=[4, 8]).state_dict()
+    weights["downs.first.conv.0.weight"] = weights.pop("downs.0.conv.0.weight")
+    weights["downs.7.conv.0.weight"] = torch.ones(())
+    torch.save(weights, data / "other.pth")
+    arguments = tiny_options(NUM_EPOCHS=0)
+    finished = run("train.py", *arguments, "--init-weights", "other.pth")
+    assert "weights of other.pth, but not: downs.0.conv.0.weight" in finished.stdout
+
+
 def test_training_starts_from_a_whole_network(data, run):
     """export.py's .pth; a graph has no weights by name."""
     write_model(data / BEST)

@@ -1,6 +1,7 @@
 """What a training run may have besides the plain step: schedules, averages, early ends."""
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -204,7 +205,10 @@ def test_optimizer_does_not_continue_with_another_ones_state(settings):
         train.main(settings(NUM_EPOCHS=2, OPTIMIZER="muon", LOAD_MODEL=True))
 
 
-def test_weights_that_training_made_worse_are_named(settings, data, capsys):
+SCORED = {"history": [{}], "best": 0.5, "stop_reason": "", "epochs_left": 0}  # a Progress
+
+
+def test_weights_that_training_made_worse_are_named(settings, data, capsys, monkeypatch):
     train.main(settings(NUM_EPOCHS=12, LEARNING_RATE=0.02, POSITIVE_WEIGHT=10.0))
     (data / LAST).rename(data / "mine.pth.tar")
     dice = history("mine.pth.tar")[-1]["dice"]
@@ -212,6 +216,9 @@ def test_weights_that_training_made_worse_are_named(settings, data, capsys):
     train.main(settings(NUM_EPOCHS=1, INIT_WEIGHTS="mine.pth.tar", LEARNING_RATE=3.0))
     expected = f"warning: the weights to start from score higher, {dice:.4f}; keep these, or lower"
     assert expected in capsys.readouterr().err
+    monkeypatch.setattr(train.distributed, "FIRST", False)  # another process of the same run
+    train.conclude(settings(), SimpleNamespace(**SCORED), start_dice=0.9)
+    assert capsys.readouterr().err == ""
 
 
 def test_weights_of_other_levels_are_named(settings, data, capsys):
