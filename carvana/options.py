@@ -6,7 +6,6 @@ import difflib
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -143,17 +142,23 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         _, _, rest = message.partition("unrecognized arguments: ")
         words = rest.split()
-        if "arguments are required" in message:  # perhaps one of them is misspelled
-            words = [word for word in sys.argv[1:] if self._is_unknown(word)]
+        _, _, required = message.partition("arguments are required: ")
+        if required:  # perhaps one of them is misspelled, or left out
+            words = self._left_over()
         unknown = [word for word in words if OPTION.match(word)]
         if unknown:
             options = [name for name in self._option_string_actions if name.startswith("--")]
             answers = [describe_unknown(word, options) for word in unknown]
             message = "; ".join(answers)
+        elif words and required:
+            message = f"{words[0]!r} belongs to no option; put {required} before it"
         raise UserError(f"{one_line(message)}; --help lists the options")
 
-    def _is_unknown(self, word: str) -> bool:
-        return word.split("=")[0] not in self._option_string_actions
+    def _left_over(self) -> list[str]:
+        """Return the words of the command line that belong to no option."""
+        for action in self._actions:
+            action.required = False
+        return self.parse_known_args()[1]
 
 
 def make_parser(description: str | None, **settings: Any) -> OptionParser:

@@ -276,6 +276,7 @@ PHOTOS = ("--img", "photos")
         (["--img", "nowhere"], r"error: nowhere: cannot be read \(No such file or directory\)"),
         ([*PHOTOS, "--model", "nowhere"], r"no model 'nowhere'; train one"),
         ([], r"arguments are required: --img"),
+        (["photos"], r"error: 'photos' belongs to no option; put --img before it; --help"),
         (
             [*PHOTOS, "--threshold", "nan"],
             r"--threshold: expected a probability between 0 and 1, found nan",
