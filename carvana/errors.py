@@ -143,6 +143,12 @@ def first_few(items: Sequence[str], limit: int = 3) -> str:
     return "; ".join(shown)
 
 
+def first_lines(lines: Sequence[str], limit: int) -> list[str]:
+    """Return the first lines, and one that says how many more there are."""
+    more = len(lines) - limit
+    return [*lines[:limit], f"and {more:,} more"] if more > 0 else list(lines)
+
+
 def bullet_list(headline: str, lines: Iterable[str]) -> str:
     """Return a headline with its details below it, one a line."""
     return "\n  ".join([headline, *lines])

@@ -77,13 +77,15 @@ def pair_folders(
     Photographs and masks may be in one folder.
 
     Raises:
-        UserError: a folder is missing or holds no images, or nothing pairs.
+        UserError: a folder is missing or holds no images or masks, or nothing pairs.
     """
     images, masks = list_both(image_dir, mask_dir, naming)
     if not any(is_photograph(name) for name in images):
         raise UserError(f"no images in {str(image_dir)!r}; {MAKE_DATA}")
+    if not any(is_mask(name) for name in masks):
+        raise UserError(f"no masks in {str(mask_dir)!r}; {MAKE_DATA}")
     names, problems = pair_names(images, masks, naming)
-    if not names and masks:
+    if not names:
         raise UserError(_describe_no_pairs(image_dir, images, mask_dir, masks, naming))
     pairs = [(images[image], masks[mask]) for image, mask in names]
     if problems:

@@ -18,6 +18,7 @@ from carvana.errors import (
     bullet_list,
     describe_os_error,
     first_few,
+    first_lines,
     one_line,
     plural,
     warn,
@@ -47,6 +48,7 @@ from carvana.two_values import settle_values
 SPLITS = ("val", "test", "train")  # in the order in which split_groups returns them
 KINDS = ("images", "masks")
 FOLDERS = [f"{split}_{kind}" for split in SPLITS for kind in KINDS]
+EXAMPLES = 10  # of what is wrong, where nothing pairs
 STAGING = ".preparing"  # beside the folders, so that moving into place is a rename
 
 PairNames = tuple[str, str]  # names of a photograph and of its mask
@@ -235,6 +237,13 @@ def _fill_with_pairs(
     return "\n".join(lines)
 
 
+def _counted(noun: str, names: Iterable[str]) -> str:
+    """Return how many files there are, and the first: "2 images (such as a.jpg)"."""
+    ordered = sorted(names)
+    example = f" (such as {one_line(ordered[0])})" if ordered else ""
+    return f"{plural(len(ordered), noun)}{example}"
+
+
 def _pair_sources(sources: Sources, naming: Naming) -> tuple[list[PairNames], list[str]]:
     """Return the names that belong together, and what is wrong with the rest, in words.
 
@@ -242,13 +251,14 @@ def _pair_sources(sources: Sources, naming: Naming) -> tuple[list[PairNames], li
         UserError: no photograph has a mask.
     """
     pairs, problems = pair_names(sources.images, sources.masks, naming)
-    if problems:
-        problems += propose_options(sources.images, sources.masks, naming)
+    proposals = propose_options(sources.images, sources.masks, naming) if problems else []
     if not pairs:
-        raise UserError(bullet_list("no image with a mask was found", problems))
+        found = f"{_counted('image', sources.images)} and {_counted('mask', sources.masks)}"
+        lines = [*first_lines(problems, EXAMPLES), *proposals]
+        raise UserError(bullet_list(f"no image with a mask was found, of {found}", lines))
     print_left_out(sources.images, is_photograph, "the images")
     print_left_out(sources.masks, is_mask, "the masks")
-    return pairs, problems
+    return pairs, problems + proposals
 
 
 def _copy_and_check(

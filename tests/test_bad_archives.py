@@ -75,7 +75,10 @@ BAD = [
             ),
             "zip truncated": (cut(0.9), NO_ZIP),
             "zip with damage in a file": (flip_byte(0.1), BAD_FILE),
-            "zip without pictures": (empty, r"no image with a mask was found"),
+            "zip without pictures": (
+                empty,
+                r"no image with a mask was found, of 0 images and 4 masks",
+            ),
             "zip with ../": (
                 add("../x.jpg"),
                 r"train.zip is refused.*\n  ../x.jpg: leads outside the zip",

@@ -21,6 +21,7 @@ from helpers import (
 from PIL import Image
 
 from carvana.locks import locked
+from carvana.pairs import MAKE_DATA
 
 ZIPS = ("train.zip", "train_masks.zip")
 FOLDERS = ("--images", "train", "--masks", "train_masks")
@@ -377,3 +378,19 @@ def test_prepare_keeps_identical_photographs_on_one_side(tmp_path, run):
             path.parent.name for name in copies for path in tmp_path.glob(f"data/*_images/{name}")
         }
         assert len(sides) == 1
+
+
+def test_an_empty_folder_of_masks_is_named_in_few_lines(tmp_path, run):
+    for number in range(30):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.jpg")
+    (tmp_path / "empty").mkdir()
+    stderr = run(
+        "prepare_data.py", "--images", tmp_path, "--masks", tmp_path / "empty", status=2
+    ).stderr
+    assert "of 30 images (such as 0.jpg) and 0 masks" in stderr
+    assert "and 20 more" in stderr
+    assert len(stderr.splitlines()) == 12
+    stderr = run(
+        "evaluate.py", "--images", tmp_path, "--masks", tmp_path / "empty", status=2
+    ).stderr
+    assert stderr == f"error: no masks in {str(tmp_path / 'empty')!r}; {MAKE_DATA}\n"
