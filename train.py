@@ -41,6 +41,7 @@ from carvana.device import (
     choose_kernels,
     count_parameters,
     find_device,
+    memory_format,
     peak_memory,
     to_device,
 )
@@ -247,7 +248,7 @@ class Trainer:
     def make_model(self) -> UNET:
         """Return the network, with the weights of INIT_WEIGHTS as far as they fit."""
         cfg = self.cfg
-        model = UNET(**self.network_args).to(self.device, memory_format=torch.channels_last)
+        model = UNET(**self.network_args).to(self.device, memory_format=memory_format(self.device))
         model.config = vars(cfg)
         if cfg.INIT_WEIGHTS and not cfg.LOAD_MODEL:
             state = distributed.from_first(lambda: read_weights(cfg.INIT_WEIGHTS))

@@ -18,7 +18,7 @@ from numpy._core.multiarray import scalar
 from torch import nn
 
 from carvana import __version__, system
-from carvana.device import random_states, set_random_states
+from carvana.device import memory_format, random_states, set_random_states
 from carvana.errors import UserError, error_summary, first_few, one_line
 from carvana.files import random_token
 from carvana.model_config import TUTORIAL_DEFAULTS, check_model_config, model_config
@@ -399,7 +399,7 @@ def load_network(
         ) from error
     model.config = _network_config(state, shape, name)  # type: ignore[assignment]
     model = model.float().to(device)
-    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return model.to(memory_format=memory_format(device)).eval()  # type: ignore[call-overload]
 
 
 def _network_config(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from carvana import system
 from carvana.errors import UserError
@@ -27,7 +28,10 @@ AMPERE = (8, 0)  # the first compute capability that computes in bfloat16
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "amx_tile")  # of CPUs
 STEPS_TO_TRY_KERNELS_FOR = 20_000  # of training, from which it pays
 OTHER_STREAM = "The AccumulateGrad node's stream"  # how a harmless warning of torch begins
-GPU_TURNS = threading.Semaphore(2)  # forward passes on a GPU at once: each takes memory
+TURNS = {  # forward passes at once: on a GPU each takes memory, and MPS knows no threads
+    "cuda": threading.Semaphore(2),
+    "mps": threading.Semaphore(1),
+}
 
 
 def find_device(name: str = "auto") -> torch.device:
@@ -62,18 +66,32 @@ def amp_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
 
     auto: bfloat16 where the hardware has it (Ampere and later, CPUs with avx512_bf16 or amx),
     else float16 on CUDA, else float32. torch.cuda.is_bf16_supported() also counts emulation,
-    hence the capability.
+    hence the capability. bf16: on an older GPU float16 too, as cuDNN has no convolutions for it
+    there, and a model that was trained on a newer one may say bf16.
     """
+    if device.type == "cuda" and precision in ("auto", "bf16"):
+        return torch.bfloat16 if _is_ampere(device) else torch.float16
     if precision != "auto":
         return DTYPES[precision]
-    if device.type == "cuda":
-        modern = torch.cuda.get_device_capability(device) >= AMPERE
-        return torch.bfloat16 if modern else torch.float16
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         if any(capabilities.get(name) for name in BF16_CAPABILITIES):
             return torch.bfloat16
     return torch.float32
+
+
+def product_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype for products of matrices that need few digits, but a wide range.
+
+    bfloat16; float32 on MPS and on GPUs before Ampere, where it is slow or missing.
+    """
+    if device.type == "mps" or (device.type == "cuda" and not _is_ampere(device)):
+        return torch.float32
+    return torch.bfloat16
+
+
+def _is_ampere(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= AMPERE
 
 
 def autocast(model: nn.Module, cache: bool = True) -> torch.autocast:
@@ -84,8 +102,9 @@ def autocast(model: nn.Module, cache: bool = True) -> torch.autocast:
     """
     device = device_of(model)
     dtype = amp_dtype(device, model_config(model)["PRECISION"])
-    enabled = dtype != torch.float32
-    return torch.autocast(device.type, dtype=dtype, enabled=enabled, cache_enabled=cache)
+    if dtype == torch.float32:
+        return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=cache)
 
 
 def to_device(
@@ -102,7 +121,7 @@ def to_device(
         float32 images (B, C, H, W), and masks: float32 (B, 1, H, W) of a single class, int64
         (B, H, W) of several.
     """
-    masks = masks.to(device_of(model), non_blocking=True)
+    masks = _copy(masks, device_of(model))
     if not model_classes(model).single:
         return to_input(images, model), masks.long()
     levels = images.dtype == masks.dtype == torch.uint8
@@ -113,18 +132,43 @@ def to_device(
 
 
 def to_input(images: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    """Move images to the model's device as float32 (B, C, H, W), channels last.
+    """Move images to the model's device as float32 (B, C, H, W) in its memory_format.
 
     uint8 levels become (level / 255 - MEAN) / STD here; floats were normalized by a pipeline.
     """
     device = device_of(model)
-    images = images.to(device, non_blocking=True)
+    images = _copy(images, device)
     if images.dtype == torch.uint8:
         config = model_config(model)
         mean = _channel_values(tuple(config["MEAN"]), device)
         std = _channel_values(tuple(config["STD"]), device)
         images = images.float().div_(255).sub_(mean).div_(std)
-    return images.contiguous(memory_format=torch.channels_last)
+    return images.contiguous(memory_format=memory_format(device))
+
+
+def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; CUDA copies pinned memory while Python goes on.
+
+    MPS would, too, of memory that may be free by then.
+    """
+    return tensor.to(device, non_blocking=pinning_pays(device))
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """Return the order in which images and kernels lie in memory there.
+
+    Channels last is faster; on MPS BatchNorm's gradients are wrong with it in many versions.
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
+def resize_by_area(images: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Return images (B, C, H, W) at a size (h, w), each pixel the mean of those that it covers.
+
+    MPS resizes by whole factors only, so a CPU does it for it.
+    """
+    source = images.cpu() if images.device.type == "mps" else images
+    return F.interpolate(source, size=list(size), mode="area").to(images.device)
 
 
 @functools.lru_cache
@@ -158,8 +202,8 @@ def fused_adam(device: torch.device) -> bool:
 
 
 def forward_turn(model: nn.Module) -> AbstractContextManager:
-    """Return the context of a forward pass: on a GPU two threads at most, as each takes memory."""
-    return GPU_TURNS if device_of(model).type == "cuda" else contextlib.nullcontext()
+    """Return the context of a forward pass, in which a thread may have to wait for others."""
+    return TURNS.get(device_of(model).type, contextlib.nullcontext())
 
 
 def cast_convolutions(model: nn.Module) -> None:
@@ -186,8 +230,8 @@ def record_forward(network: nn.Module, shape: torch.Size) -> Callable:
     Args:
         shape: (B, C, H, W) of the images.
     """
-    images = torch.zeros(shape, device=device_of(network))
-    images = images.contiguous(memory_format=torch.channels_last)
+    device = device_of(network)
+    images = torch.zeros(shape, device=device).contiguous(memory_format=memory_format(device))
     # torch replaces the forward method of what it is given: of a shell, therefore.
     shell = nn.Sequential(network).train()
     with autocast(network, cache=False):  # a graph casts the weights each time

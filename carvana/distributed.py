@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
-from carvana.errors import UserError, error_summary
+from carvana.errors import UserError, error_summary, torch_advice
 
 RANK = int(os.environ.get("RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
@@ -49,6 +49,11 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end of the process)
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)
     backend = "cuda:nccl,cpu:gloo" if device.type == "cuda" else "gloo"
+    if device.type == "cuda" and not dist.is_nccl_available():
+        raise UserError(
+            "several processes on GPUs need NCCL, which this torch does not have; run the script "
+            "without torchrun, or with --device cpu"
+        )
     try:
         dist.init_process_group(
             backend, store=_own_store(), rank=RANK, world_size=WORLD_SIZE, timeout=TIMEOUT
@@ -56,12 +61,13 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         yield device
     except RuntimeError as error:  # a collective whose other end has gone
         lost = any(phrase in str(error).lower() for phrase in LOST_CONNECTION)
-        if not isinstance(error, dist.DistError) and not lost:
+        if torch_advice(error) or not (isinstance(error, dist.DistError) or lost):
             raise
+        _, _, reason = str(error).partition("Last error:\n")  # of NCCL, some lines further down
         raise UserError(
-            f"another process of this run ended ({error_summary(error)}); what is in the last "
-            "checkpoint is good: --load-model true continues from it, torchrun --max-restarts 3 "
-            "does so by itself"
+            f"another process of this run ended ({error_summary(reason or error)}); what is in the "
+            "last checkpoint is good: --load-model true continues from it, torchrun "
+            "--max-restarts 3 does so by itself"
         ) from error
     # A thread of gloo's lets go of the last collective's tensors, for which it needs Python's lock.
     # torch 2.6 holds that while it ends the group and waits for the thread.
@@ -84,7 +90,13 @@ def _launcher_store() -> dist.TCPStore | None:
     """Return torchrun's own store, which outlives restarts; None if nobody else serves it."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
-    return dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    return _open_store(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+
+
+def _open_store(host: str, port: int, **settings: Any) -> dist.TCPStore:
+    """Return a store; USE_LIBUV=0, which torchrun needs on Windows, holds for it too."""
+    libuv = os.environ.get("USE_LIBUV", "1") == "1"
+    return dist.TCPStore(host, port, use_libuv=libuv, **settings)
 
 
 def _own_store() -> dist.TCPStore:
@@ -95,9 +107,10 @@ def _own_store() -> dist.TCPStore:
     host = os.environ["MASTER_ADDR"]
     launcher = _launcher_store()
     if launcher is None:
-        store = dist.TCPStore(host, int(os.environ["MASTER_PORT"]), WORLD_SIZE, is_master=FIRST)
+        port = int(os.environ["MASTER_PORT"])
+        store = _open_store(host, port, world_size=WORLD_SIZE, is_master=FIRST)
     elif FIRST:
-        store = dist.TCPStore(host, 0, is_master=True)
+        store = _open_store(host, 0, is_master=True)
         launcher.set("store", str(store.port))
     else:
         store = _join_store(host, launcher)
@@ -110,7 +123,7 @@ def _join_store(host: str, launcher: dist.TCPStore) -> dist.TCPStore:
     while True:
         port = int(launcher.get("store"))
         with contextlib.suppress(dist.DistNetworkError):
-            return dist.TCPStore(host, port, timeout=timedelta(seconds=2))
+            return _open_store(host, port, timeout=timedelta(seconds=2))
 
 
 def run_name() -> str:

@@ -28,6 +28,8 @@ GPU_MEMORY = (
 TORCH_ERRORS = {  # a phrase in torch's message -> what it means here
     "out of memory": GPU_MEMORY,
     "STATUS_ALLOC_FAILED": GPU_MEMORY,  # of cuDNN and cuBLAS
+    "STATUS_NOT_INITIALIZED": GPU_MEMORY,  # they need some to start
+    "unable to find an engine": f"{GPU_MEMORY}; if it is large enough, set PRECISION to fp32",
     "Unable to allocate": MEMORY,
     "allocate memory": MEMORY,
     "not enough memory": MEMORY,  # on Windows

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from carvana.checkpoint import holds_dict
-from carvana.device import onnx_providers
+from carvana.device import memory_format, onnx_providers
 from carvana.errors import UserError, error_summary, first_few, one_line, torch_advice
 from carvana.model_config import TUTORIAL_DEFAULTS, check_model_config
 from carvana.schema import MOST_CHANNELS
@@ -185,7 +185,7 @@ def _load_whole_model(
     except RuntimeError as error:
         raise ValueError("its weights are not those of a UNET") from error
     model.config = _pickled_config(vars(pickled).get("config", {}), shape)
-    return model.float().to(device, memory_format=torch.channels_last).eval()
+    return model.float().to(device, memory_format=memory_format(device)).eval()
 
 
 def _collect_weights(network: nn.Module) -> dict[str, torch.Tensor]:

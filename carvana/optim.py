@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from carvana.device import fused_adam
+from carvana.device import fused_adam, product_dtype, resize_by_area
 
 # Coefficients of a step that brings singular values from (0, 1] near 1 (0.7 to 1.2) and is steep
 # at 0, found by Keller Jordan: Muon: An optimizer for hidden layers in neural networks, 2024,
@@ -82,9 +82,9 @@ def resize_batch(
         max(SIDE_MULTIPLE, round(share * side / SIDE_MULTIPLE) * SIDE_MULTIPLE)
         for side in images.shape[2:]
     ]
-    images = F.interpolate(images, size=size, mode="area")
+    images = resize_by_area(images, size)
     if masks.is_floating_point():
-        return images, F.interpolate(masks, size=size, mode="area")
+        return images, resize_by_area(masks, size)
     indices = F.interpolate(masks[:, None].float(), size=size, mode="nearest")
     return images, indices[:, 0].long()
 
@@ -212,14 +212,14 @@ def _orthogonal_kernels(kernels: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     """Return about U V^T of each matrix's singular value decomposition U S V^T.
 
-    By Newton-Schulz steps in bfloat16.
+    By Newton-Schulz steps, in bfloat16 where the device computes in it.
 
     Args:
         matrices: float32 (B, m, n).
     """
     tall = matrices.shape[1] > matrices.shape[2]
     norms = torch.linalg.matrix_norm(matrices, keepdim=True)
-    x = (matrices / (norms + 1e-12)).bfloat16()
+    x = (matrices / (norms + 1e-12)).to(product_dtype(matrices.device))
     if tall:
         x = x.mT
     a, b, c = QUINTIC

@@ -1,10 +1,13 @@
 """What is decided by the machine."""
 
 import multiprocessing
+import os
 import shlex
 import shutil
 import subprocess
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -29,9 +32,10 @@ from carvana.classes import Classes
 from carvana.device import choose_workers
 from carvana.errors import UserError
 from carvana.model_config import check_model_config
+from carvana.optim import resize_batch
 from model import UNET
 
-CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+CUDA, MPS, CPU = torch.device("cuda"), torch.device("mps"), torch.device("cpu")
 
 
 # ---------------------------------------------------------------- a GPU that is not there
@@ -43,13 +47,22 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
         ((7, 5), "auto", torch.float16),  # the T4 of Colab and Kaggle computes in no bfloat16
         ((8, 0), "auto", torch.bfloat16),
         ((9, 0), "auto", torch.bfloat16),
-        ((7, 5), "bf16", torch.bfloat16),
+        ((7, 5), "bf16", torch.float16),  # as a model trained elsewhere may say
+        ((8, 0), "bf16", torch.bfloat16),
         ((9, 0), "fp32", torch.float32),
     ],
 )
 def test_precision_follows_the_capability(monkeypatch, capability, precision, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert device.amp_dtype(CUDA, precision) == expected
+
+
+def test_products_are_in_bfloat16_where_a_device_computes_in_it(monkeypatch):
+    for capability, expected in (((7, 5), torch.float32), ((8, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert device.product_dtype(CUDA) == expected
+    assert device.product_dtype(CPU) == torch.bfloat16
+    assert device.product_dtype(MPS) == torch.float32
 
 
 def test_found_device_is_the_first_available(monkeypatch):
@@ -83,6 +96,7 @@ def fake_gpu(monkeypatch):
     """Give the context in which tensors on a GPU have a shape and a dtype, but no content."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: device.AMPERE)
     kept = (device._channel_values, losses._weights)
     for function in kept:
         function.cache_clear()
@@ -118,6 +132,89 @@ def test_a_step_keeps_its_tensors_on_the_gpu(fake_gpu, precision, half, names):
             assert weigh(logits.float(), masks).device.type == "cuda"
 
 
+@pytest.mark.parametrize(
+    "place, copies_alone, order",
+    [
+        (CUDA, True, torch.channels_last),
+        (MPS, False, torch.contiguous_format),
+        (CPU, False, torch.channels_last),
+    ],
+    ids=str,
+)
+def test_images_get_to_a_device_in_the_way_that_is_right_there(
+    monkeypatch, place, copies_alone, order
+):
+    """MPS would read memory that may be freed by then, and BatchNorm needs its usual order."""
+    asked = []
+
+    def note(tensor, device, non_blocking=False):
+        asked.append((device, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(device, "device_of", lambda _: place)
+    monkeypatch.setattr(torch.Tensor, "to", note)
+    images, _ = device.to_device(
+        torch.rand(2, 3, 16, 16), torch.rand(2, 16, 16), UNET(features=[4])
+    )
+    assert asked == [(place, copies_alone)] * 2
+    assert images.is_contiguous(memory_format=order)
+    assert device.memory_format(place) == order  # of the kernels, too
+
+
+def test_images_for_mps_are_resized_on_the_cpu(monkeypatch):
+    places = []
+    interpolate = torch.nn.functional.interpolate
+
+    def note(images, **settings):
+        places.append(images.device)
+        return interpolate(images, **settings)
+
+    monkeypatch.setattr("torch.nn.functional.interpolate", note)
+    with FakeTensorMode():
+        images = torch.empty(2, 3, 160, 240, device=MPS)
+        masks = torch.empty(2, 1, 160, 240, device=MPS)
+        resized = resize_batch(images, masks, 0.5)
+    assert [tuple(item.shape[2:]) for item in resized] == [(80, 128)] * 2
+    assert [item.device.type for item in resized] == ["mps"] * 2
+    assert places == [CPU] * 2
+
+
+@pytest.mark.parametrize("place, at_once", [(CUDA, 2), (MPS, 1), (CPU, 3)], ids=str)
+def test_forward_passes_take_turns(monkeypatch, place, at_once):
+    """MPS is no place for two threads; on CUDA each takes memory."""
+    monkeypatch.setattr(device, "device_of", lambda _: place)
+    inside = []
+    most = []
+
+    def run_forward(_):
+        with device.forward_turn(None):
+            inside.append(1)
+            time.sleep(0.05)
+            most.append(len(inside))
+            inside.pop()
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(run_forward, range(6)))
+    assert max(most) == at_once
+
+
+def test_adam_is_one_kernel_where_torch_has_it():
+    assert device.fused_adam(CUDA) and device.fused_adam(CPU) and not device.fused_adam(MPS)
+
+
+def test_float16_is_trained_with_a_scaler(settings):
+    train.main(settings(PRECISION="fp16", NUM_EPOCHS=1))
+    assert 0 < run_result()["scaler"]["scale"] <= 2**16
+    train.main(settings(PRECISION="bf16", NUM_EPOCHS=1))
+    assert run_result()["scaler"] == {}
+
+
+def test_random_states_are_those_of_every_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: ["first", "second"])
+    assert device.random_states()["cuda"] == ["first", "second"]
+
+
 def test_random_states_of_other_gpus_are_left_alone(monkeypatch):
     """A checkpoint of a machine with two GPUs goes on with one, or with none."""
     states = device.random_states() | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 2}
@@ -135,6 +232,10 @@ def test_random_states_of_other_gpus_are_left_alone(monkeypatch):
 def test_kernels_that_repeat_are_taken_when_asked_for(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     device.choose_kernels(deterministic=True, steps=10**6)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    device.choose_kernels(deterministic=True, steps=10**6)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     repeating = torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
     device.choose_kernels(deterministic=False, steps=10**6)
     assert repeating
@@ -181,11 +282,13 @@ def test_scripts_say_that_the_gpu_is_too_small(data, run, monkeypatch, script, p
 class FakeGraphs(list):
     """Stands in for torch.cuda.make_graphed_callables: the shapes of the batches that it replays.
 
-    Like the original, it runs a network some times to warm up, replaces its forward method, and
-    keeps only a weak reference to it.
+    Like the original, it refuses autocast that keeps cast weights, runs a network some times to
+    warm up, replaces its forward method, and keeps only a weak reference to it.
     """
 
     def __call__(self, shell, images):
+        assert not (torch.is_autocast_enabled("cpu") and torch.is_autocast_cache_enabled())
+        assert images[0].is_contiguous(memory_format=torch.channels_last)
         forward = type(shell).forward
         owner = weakref.ref(shell)
         for _ in range(4):
@@ -245,6 +348,7 @@ def test_this_torch_records_a_network(monkeypatch):
 
 def test_recording_leaves_a_network_as_it_was(fake_graphs):
     network = UNET(features=[4, 8])
+    network.config = check_model_config({"PRECISION": "bf16"}, 3)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     fast = recorded.recorded(network, (4, 3, 32, 48))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import (
     BEST,
     LAST,
@@ -26,11 +27,15 @@ from helpers import (
     write_pairs,
 )
 
+from carvana import distributed
 from carvana.checkpoint import read_checkpoint
+from carvana.errors import UserError, user_errors
 from carvana.sampling import EpochSampler
+from model import UNET
 
 TINY = tiny_options(ROTATE=10.0, GALLERY_MAX=0)
 IMPORTS = {"PYTHONPATH": str(ROOT)}  # for scripts outside of the project
+CUDA = torch.device("cuda")
 PROC = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
 
 
@@ -46,6 +51,83 @@ def run_under_torchrun(folder, processes, script, *arguments, **options):
 
 def history(folder, filename=LAST):
     return read_checkpoint(folder / filename)["history"]
+
+
+# ---------------------------------------------------------------- GPUs that are not there
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """Give what process_group asks of torch, in the second of two processes with a GPU each."""
+    asked = {}
+    for name, value in {"WORLD_SIZE": 2, "RANK": 1, "LOCAL_RANK": 1, "FIRST": True}.items():
+        monkeypatch.setattr(distributed, name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda place: asked.update(place=place))
+    monkeypatch.setattr(distributed, "_own_store", lambda: None)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(dist, "init_process_group", lambda name, **_: asked.update(backend=name))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    return asked
+
+
+def test_each_process_has_a_gpu_of_its_own(second_of_two):
+    """Numbers on the CPU are summed by gloo: NCCL has no place for them."""
+    with distributed.process_group(CUDA) as place:
+        assert place == torch.device("cuda:1") == second_of_two["place"]
+    assert second_of_two["backend"] == "cuda:nccl,cpu:gloo"
+    with distributed.process_group(torch.device("cpu")) as place:
+        assert place == torch.device("cpu")
+    assert second_of_two["backend"] == "gloo"
+
+
+def test_processes_share_statistics_on_gpus(second_of_two, monkeypatch):
+    place = torch.device("cuda:1")
+    wrapped = []
+    monkeypatch.setattr(
+        torch.nn.parallel,
+        "DistributedDataParallel",
+        lambda *given, **more: wrapped.append((given, more)),
+    )
+    distributed.wrap(UNET(features=[4]), place)
+    ((network,), settings) = wrapped[0]
+    norms = [module for module in network.modules() if "BatchNorm" in type(module).__name__]
+    assert norms and all(isinstance(module, torch.nn.SyncBatchNorm) for module in norms)
+    assert settings == {"device_ids": [place]}
+
+
+def test_too_few_gpus_or_no_nccl_are_named(second_of_two, monkeypatch):
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    with pytest.raises(UserError, match="need NCCL, which this torch does not have"):
+        distributed.process_group(CUDA).__enter__()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="each needs one of its own, lower --nproc-per-node"):
+        distributed.process_group(CUDA).__enter__()
+
+
+NCCL = "NCCL error in: NCCLUtils.cpp:3690, unhandled system error\nncclSystemError: A call failed."
+
+
+@pytest.mark.parametrize(
+    "reason, message",
+    [
+        ("socket closed", r"another process of this run ended \(socket closed\); what is in"),
+        ("Error while creating shared memory segment /dev/shm/nccl-9", "docker run --shm-size 2g"),
+    ],
+)
+def test_errors_of_nccl_are_told_by_their_reason(second_of_two, capsys, reason, message):
+    with pytest.raises(SystemExit, match="2"), user_errors(), distributed.process_group(CUDA):
+        raise dist.DistBackendError(f"{NCCL}\nLast error:\n{reason}")
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("word, expected", [("0", False), ("1", True)])
+def test_store_is_without_libuv_where_torchrun_is(monkeypatch, word, expected):
+    asked = {}
+    monkeypatch.setenv("USE_LIBUV", word)
+    monkeypatch.setattr(dist, "TCPStore", lambda *_, **settings: asked.update(settings))
+    distributed._open_store("localhost", 0, is_master=True)
+    assert asked == {"use_libuv": expected, "is_master": True}
 
 
 # ---------------------------------------------------------------- the same as one process

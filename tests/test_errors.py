@@ -12,6 +12,9 @@ MEMORY = "lower BATCH_SIZE first, then IMAGE_HEIGHT"
     "error, advice",
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_NOT_INITIALIZED"), MEMORY),
+        (RuntimeError("GET was unable to find an engine to execute this computation"), MEMORY),
+        (RuntimeError("FIND was unable to find an engine to execute it"), "PRECISION to fp32"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"), MEMORY),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried 9 bytes"), MEMORY),
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "lower NUM_WORKERS"),

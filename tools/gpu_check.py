@@ -39,6 +39,7 @@ from carvana import options
 from carvana.checkpoint import read_checkpoint
 from carvana.device import AMPERE, amp_dtype, find_device
 from carvana.errors import error_summary, user_errors
+from carvana.export_formats import beyond_torch, missing_modules
 from carvana.files import replacing
 from carvana.pairs import check_folders, find_pairs
 from carvana.rendering import render_set
@@ -329,9 +330,11 @@ def check_exports(check: Check) -> None:
     if not check.succeeded(trained, "exports"):
         return
     checkpoint = trained.folder / CHECKPOINT
-    arguments = ("--model", checkpoint, "--formats", *check.plan.formats, "--out", "exports")
+    formats = [name for name in check.plan.formats if can_be_written(name)]
+    arguments = ("--model", checkpoint, "--formats", *formats, "--out", "exports")
     data = ("--images", check.args.images, "--masks", check.args.masks)
-    check.succeeded(check.command("export.py", *arguments, *data), "export.py")
+    if not check.succeeded(check.command("export.py", *arguments, *data), "export.py"):
+        return
     image = find_pairs(check.args.images, check.args.masks)[0][0]
     masks: dict[str, np.ndarray] = {}
     rows = []
@@ -352,6 +355,14 @@ def check_exports(check: Check) -> None:
         rows.append([model.name, f"{100 * share:.4f} %"])
     check.report["exports"] = rows
     print_table("a mask by | pixels that differ", rows)
+
+
+def can_be_written(name: str) -> bool:
+    """Return whether a format needs nothing that is not installed; if it does, say what."""
+    lacks = [*missing_modules([name]), *(["a newer torch"] if beyond_torch([name]) else [])]
+    if lacks:
+        print(f"{name} is left out, as it needs {' and '.join(lacks)}")
+    return not lacks
 
 
 def mask_by(check: Check, image: Path, model: Path) -> SimpleNamespace:
