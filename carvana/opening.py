@@ -26,6 +26,8 @@ HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 AVIF_BRANDS = (b"avif", b"avis")
 HEIF_ADVICE = "pip install pillow-heif"
 AVIF_ADVICE = "pip install -U pillow, to 11.3 or newer"
+KIND_OF_PICTURE, SUB_FOLDERS = 254, 330  # tags of TIFF
+REDUCED = 1  # a bit of the first: this is a reduced copy of another picture in the file
 MAX_MEGAPIXELS = 179
 LARGEST_LIMIT = 10_000  # megapixels
 LIMIT_VARIABLE = "CARVANA_MAX_MEGAPIXELS"
@@ -77,7 +79,9 @@ def _describe_too_large(pixels: int) -> str:
 
 def _open_picture(path: str | Path) -> Image.Image:
     try:
-        return Image.open(path, formats=_readable_formats())
+        image = Image.open(path, formats=_readable_formats())
+        _refuse_preview(image)
+        return image
     except Exception as error:
         brands = _brands(path)
         if brands.isdisjoint(HEIF_BRANDS):
@@ -88,6 +92,19 @@ def _open_picture(path: str | Path) -> Image.Image:
         raise ValueError(f"HEIC, for which Python needs a plugin: {HEIF_ADVICE}")
     _register_heif()
     return Image.open(path, formats=("HEIF",))
+
+
+def _refuse_preview(image: Image.Image) -> None:
+    """Raise ValueError for a camera's raw file, in which Pillow finds a small preview only."""
+    if image.format != "TIFF":
+        return
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if SUB_FOLDERS in tags and tags.get(KIND_OF_PICTURE, 0) & REDUCED:
+        width, height = image.size
+        raise ValueError(
+            f"a camera's raw file, of which only a preview of {width}x{height} can be read; save "
+            "the photograph as JPEG or TIFF"
+        )
 
 
 def _describe_unread(brands: set[bytes]) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from carvana.device import fused_adam, product_dtype, resize_by_area
+from carvana.errors import UserError
 
 # Coefficients of a step that brings singular values from (0, 1] near 1 (0.7 to 1.2) and is steep
 # at 0, found by Keller Jordan: Muon: An optimizer for hidden layers in neural networks, 2024,
@@ -28,7 +29,12 @@ def make_optimizer(
     """Return the optimizer "adam" or "muon".
 
     Weight decay is decoupled (Loshchilov and Hutter, 2019, arXiv:1711.05101).
+
+    Raises:
+        UserError: it is called something else.
     """
+    if name not in ("adam", "muon"):
+        raise UserError(f"OPTIMIZER: expected adam | muon, found {name!r}")
     if name == "muon":
         return Muon(parameters, learning_rate, weight_decay=weight_decay)
     adam = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam

@@ -12,8 +12,13 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, NoReturn
 
-from carvana.errors import UserError, one_line
-from carvana.model_config import channel_faults, class_faults, size_faults
+from carvana.errors import UserError, one_line, warn
+from carvana.model_config import (
+    MODEL_CONSTANTS,
+    channel_faults,
+    class_faults,
+    size_faults,
+)
 from carvana.naming import AFFIX_CONSTANTS
 from carvana.schema import (
     ValueType,
@@ -79,10 +84,21 @@ def read_constants(config: ModuleType) -> dict[str, Constant]:
     constants = {}
     for name, value in vars(config).items():
         if name.isupper() and name != "PRESETS":
-            annotation = config.__annotations__.get(name, plain_annotation(value))
             reason, section = comments.get(name, ("", ""))
-            constants[name] = Constant(value, parse_annotation(annotation), reason, section)
+            constants[name] = Constant(value, _type_of(config, name, value), reason, section)
     return constants
+
+
+def _type_of(config: ModuleType, name: str, value: Any) -> ValueType:
+    """Return what a constant can be: as config.py says, or models, or else like its value."""
+    if name in config.__annotations__:
+        return parse_annotation(config.__annotations__[name])
+    if name in MODEL_CONSTANTS:
+        return parse_annotation(MODEL_CONSTANTS[name].type)
+    presets = [preset[name] for preset in config.PRESETS.values() if name in preset]
+    if isinstance(value, int) and any(isinstance(other, float) for other in presets):
+        value = float(value)  # 35 in place of 35.0
+    return parse_annotation(plain_annotation(name, value))
 
 
 def preset_purposes(config: ModuleType) -> dict[str, str]:
@@ -359,6 +375,9 @@ def resolve(
     if preset is not None and preset not in config.PRESETS:
         nearest = difflib.get_close_matches(preset, config.PRESETS, n=1, cutoff=0.0)[0]
         problems.append(f"there is no preset {preset}; the nearest is {nearest}")
+    problems += _preset_faults(config, constants)
+    if base_preset is None:  # else it has been said
+        _warn_of_untyped(config, constants)
     values = {name: constant.value for name, constant in constants.items()}
     values |= config.PRESETS.get(base_preset, {}) | config.PRESETS.get(preset, {})
     for name, constant in constants.items():
@@ -371,14 +390,75 @@ def resolve(
         except ValueError as error:
             problems.append(f"{shown_name}: {error}")
     if not problems:
-        faults = size_faults(values) + channel_faults(values) + class_faults(values)
-        faults += _regex_faults(values) + _scale_faults(values) + _background_faults(values)
-        if "CLASS_WEIGHTS" in given:  # not of scripts that do not train, and name other CLASSES
-            faults += _weight_faults(values)
+        try:
+            faults = _faults_together(values, trains="CLASS_WEIGHTS" in given)
+        except KeyError as error:
+            raise UserError(_describe_missing(error.args[0], values)) from error
         problems = [_by_option(fault, given) for fault in faults]
     if problems:
         raise UserError(one_line("; ".join(problems)))
-    return SimpleNamespace(**values)
+    return Constants(**values)
+
+
+class Constants(SimpleNamespace):
+    """The constants of a run, by their names."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Answer for a constant that is missing.
+
+        Raises:
+            UserError: its line in config.py was removed, or its name misspelled there.
+            AttributeError: it is no name of a constant.
+        """
+        if not name.isupper():
+            raise AttributeError(name)
+        raise UserError(_describe_missing(name, vars(self)))
+
+
+def _describe_missing(name: str, names: Iterable[str]) -> str:
+    """Return that a constant is not among those that there are, and which one is like it."""
+    return f"config.py has no constant {name}{_did_you_mean(name.upper(), names)}"
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return a question with the name that is most like another one; "" if none is."""
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.85)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def _preset_faults(config: ModuleType, constants: dict[str, Constant]) -> list[str]:
+    """Return what presets set that is no constant, in words."""
+    presets: dict[str, list[str]] = {}
+    for preset, values in config.PRESETS.items():
+        for name in values.keys() - constants.keys():
+            presets.setdefault(name, []).append(preset)
+    return [
+        f"preset {', '.join(presets[name])}: {_describe_missing(name, constants)}"
+        for name in sorted(presets)
+    ]
+
+
+def _warn_of_untyped(config: ModuleType, constants: dict[str, Constant]) -> None:
+    """Print which lines of config.py say no more what their constant can be."""
+    typed = config.__annotations__
+    for name, constant in constants.items():
+        if name in typed or name in MODEL_CONSTANTS or constant.type.kind is bool:
+            continue
+        warn(
+            f"warning: config.py does not say what {name} can be, between : and =, so it is not "
+            f"checked{_did_you_mean(name, typed)}"
+        )
+
+
+def _faults_together(values: dict[str, Any], trains: bool) -> list[str]:
+    """Return what does not go together, in words.
+
+    Args:
+        trains: of a script that does not train, CLASSES may be others than CLASS_WEIGHTS.
+    """
+    faults = size_faults(values) + channel_faults(values) + class_faults(values)
+    faults += _regex_faults(values) + _scale_faults(values) + _background_faults(values)
+    return faults + _weight_faults(values) if trains else faults
 
 
 def _regex_faults(constants: dict[str, Any]) -> list[str]:

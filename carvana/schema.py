@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from carvana.errors import one_line
+from carvana.errors import UserError, one_line
 
 MOST_CHANNELS = 128  # of a photograph; OpenCV 5 takes no more everywhere
 SHOWN_LENGTH = 60  # characters of a wrong value in a message
@@ -134,12 +134,20 @@ def parse_annotation(annotation: Any) -> ValueType:
     return ValueType(annotation, limit=marks[0] if marks else None)
 
 
-def plain_annotation(value: Any) -> Any:
-    """Return an annotation for a constant that has none: its value's type, list[...] of a list."""
-    if not isinstance(value, list | tuple):
-        return type(value)
-    item = value[0] if value else ""
-    return list[type(item)]  # type: ignore[misc]
+def plain_annotation(name: str, value: Any) -> Any:
+    """Return an annotation for a constant that has none: its value's type, list[...] of a list.
+
+    Raises:
+        UserError: constants cannot be of such a type.
+    """
+    item = value
+    if isinstance(value, list | tuple):
+        item = value[0] if value else ""
+    kind = bool if str(item).lower() in ("true", "false") else type(item)  # "False" is a slip
+    if kind not in KIND_NAMES:
+        expected = ", ".join(KIND_NAMES.values())
+        raise UserError(f"{name}: expected {expected} or a list of these, found {short(value)}")
+    return list[kind] if isinstance(value, list | tuple) else kind  # type: ignore[valid-type]
 
 
 def parse(words: str | list[str], expected: ValueType) -> Any:

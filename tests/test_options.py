@@ -370,3 +370,48 @@ def test_train_answers_wrong_options_in_one_line(data, run, arguments, expected)
     assert done.stderr.count("\n") == 1
     assert not done.stdout
     assert not list(data.glob("*.tar*"))
+
+
+# ---------------------------------------------------------------- a config.py that was edited
+
+
+def edited(folder, *changes):
+    """Return config.py as a module, with each (old line's beginning, new line) changed."""
+    source = Path(config.__file__).read_text(encoding="utf-8")
+    for beginning, line in changes:
+        source, count = re.subn(rf"(?m)^{beginning}.*$", line, source)
+        assert count == 1
+    return import_module(folder, source)
+
+
+@pytest.mark.parametrize(
+    "name, line, message",
+    [
+        ("BATCH_SIZE:", "BATCH_SIZE = None", "BATCH_SIZE: expected a whole number, a number, true"),
+        ("CACHE:", 'CACHE = "False"', "CACHE: expected true or false, found 'False'"),
+        ("MEAN:", "MEAN = [123, 117, 104]", r"MEAN: expected -10.0..10.0, found 123"),
+        ("MASK_RESIZE:", 'MASK_RESIZE = "nearst"', "MASK_RESIZE: expected area | nearest"),
+        ("IMAGE_WIDTH:", "WIDTH = 240", "config.py has no constant IMAGE_WIDTH"),
+        ("SEED:", "SEEDS = [1]", "config.py has no constant SEED; did you mean SEEDS?"),
+        ('    "demo": {', '    "own": {"LERNING_RATE": 1},\n    "demo": {', "LEARNING_RATE?"),
+    ],
+)
+def test_edited_constants_are_checked(tmp_path, name, line, message):
+    with pytest.raises(UserError) as raised:
+        options.load(edited(tmp_path, (name, line)), []).SEED  # noqa: B018
+    assert message in str(raised.value)
+
+
+def test_constants_without_a_type_are_taken_like_their_values(tmp_path, capsys):
+    changes = [
+        ("SEED:", "SEED = 7\nNUM_EPOCH = 9"),
+        ("ROTATE:", "ROTATE = 20"),
+        ("MASK_VALUES:", "MASK_VALUES = [0, 60]"),
+    ]
+    cfg = options.load(edited(tmp_path, *changes), ["--preset", "small", "--num-epochs", "5"])
+    assert (cfg.SEED, cfg.NUM_EPOCHS, cfg.MASK_VALUES) == (7, 5, [0, 60])
+    assert isinstance(cfg.ROTATE, float)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert "warning: config.py does not say what ROTATE can be, between : and =, so" in lines[0]
+    assert lines[2].endswith("so it is not checked; did you mean NUM_EPOCHS?")
