@@ -264,8 +264,9 @@ def _deep_levels(image: Image.Image) -> np.ndarray | None:
         advice = "; save it with 8 or 16 bits"
         if image.format == "TIFF":
             advice += (
-                f", or, a photograph, say which of its values, {levels.min()} to {levels.max()}, "
-                f"are black and white: --image-range {levels.min()} {levels.max()}"
+                ", or, to train with such photographs, say which of its values, "
+                f"{levels.min()} to {levels.max()}, are black and white: "
+                f"--image-range {levels.min()} {levels.max()}"
             )
         raise ValueError(f"32-bit levels{advice}")
     return levels.astype(np.uint16)

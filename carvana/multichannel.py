@@ -186,8 +186,8 @@ def _describe_range(bands: Bands) -> str:
         return f"{advice}; none of them is a number"
     proposal = f"{low:g} {high if high > low else low + 1:g}"
     return (
-        f"{advice}, or say which of its values, {low:g} to {high:g}, are black and white: "
-        f"--image-range {proposal}"
+        f"{advice}, or, to train with such files, say which of its values, {low:g} to {high:g}, "
+        f"are black and white: --image-range {proposal}"
     )
 
 
