@@ -1,7 +1,7 @@
 """How others arrange a data set in a folder: where its photographs and its masks are."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -73,14 +73,14 @@ def folder_files(folder: str | Path, recursive: bool = False) -> Files:
 
     Raises:
         UserError: there is no such folder, or two files get the same name.
+        OSError: a folder cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"no file or folder {str(folder)!r}; check the path")
-    paths = folder.rglob("*") if recursive else folder.iterdir()
     files = {}
     repeated = []
-    for path in sorted(paths):
+    for path in sorted(_paths_below(folder, recursive)):
         inside = path.relative_to(folder)
         if all(map(is_visible, inside.parts)) and is_picture_or_file(path):
             name = "_".join(inside.parts)
@@ -92,6 +92,18 @@ def folder_files(folder: str | Path, recursive: bool = False) -> Files:
             bullet_list(f"{one_line(folder)} is refused; rename folders or files:", repeated)
         )
     return files
+
+
+def _paths_below(folder: Path, recursive: bool) -> Iterator[Path]:
+    """Yield the paths in a folder, and in its sub-folders but the hidden ones if asked to.
+
+    Raises:
+        OSError: one of the folders cannot be read.
+    """
+    for path in folder.iterdir():
+        yield path
+        if recursive and is_visible(path.name) and path.is_dir() and not path.is_symlink():
+            yield from _paths_below(path, recursive)
 
 
 def data_folder(folder: Path) -> Path:

@@ -30,6 +30,7 @@ from carvana.errors import (
     UserError,
     WriteError,
     bullet_list,
+    first_few,
     one_line,
     plural,
     result_or_error,
@@ -87,6 +88,17 @@ class MaskingOptions:
     windows: Mapping[str, Any] = field(default_factory=dict)  # TILE, TILE_OVERLAP; {}: the model's
     batch_size: int | None = None  # None: as it suits the device
     preview: int = 0  # pixels of the longer side of Masked.previews; 0: there are none
+
+    @property
+    def endings(self) -> list[str]:
+        """Return what the names of a photograph's files end with."""
+        pictures = {
+            OVERLAY: self.overlay,
+            CUTOUT: self.cutout,
+            BACKGROUND: self.background is not None,
+        }
+        wanted = [MASK, *(ending for ending, is_wanted in pictures.items() if is_wanted)]
+        return [in_format(ending, self.format) for ending in wanted] if self.save else []
 
     @property
     def needs_photograph(self) -> bool:
@@ -169,8 +181,9 @@ class MaskingRun:
         self.options = options
         self.model = model
         self.submission = submission
-        self.rows_before = len(submission.done) if submission else 0
         self.done = 0
+        self.rows = 0  # that are new in the csv
+        self.rows_before = len(submission.done) if submission else 0
         self.failures: list[str] = []
         self.cards: list[Card] = []
         self.seconds = 0.0
@@ -178,9 +191,10 @@ class MaskingRun:
     def mask_shard(self, photographs: Sequence[Photograph]) -> None:
         """Mask those of the photographs that are this process's and not in the csv yet."""
         if self.submission:
-            photographs = [
-                item for item in photographs if item.csv_name not in self.submission.done
-            ]
+            # Asked in one process: others may soon write what it looks for.
+            find_wanted = functools.partial(self._wanted, photographs, self.submission)
+            wanted = distributed.from_first(find_wanted)
+            photographs = [photographs[index] for index in wanted]
         photographs = [photographs[index] for index in distributed.shard(len(photographs))]
         if photographs:
             self._print_start()
@@ -193,8 +207,32 @@ class MaskingRun:
                 else:
                     self._note(photograph, result)
         # Here all processes wait for the last one.
-        self.done = int(distributed.all_reduce_sum(torch.tensor(self.done)))
+        counts = distributed.all_reduce_sum(torch.tensor([self.done, self.rows]))
+        self.done, self.rows = counts.tolist()
         self.seconds = time.perf_counter() - started
+
+    def _wanted(self, photographs: Sequence[Photograph], submission: Submission) -> list[int]:
+        """Return the indices of those that lack their row in the csv, or one of their pictures.
+
+        Prints which have changed since their rows were written.
+        """
+        wanted = []
+        changed = []
+        for index, photograph in enumerate(photographs):
+            if photograph.csv_name not in submission.done:
+                wanted.append(index)
+                continue
+            paths = [photograph.output_path(self.options.out, end) for end in self.options.endings]
+            if not all(path.exists() for path in paths):
+                wanted.append(index)
+            if submission.is_older_than(photograph.path):
+                changed.append(one_line(photograph.path))
+        if changed:
+            warn(
+                f"warning: {first_few(changed)}: changed after {self.options.rle} was written, "
+                "which keeps the rows of before; to mask them anew, remove it"
+            )
+        return wanted
 
     def _print_start(self) -> None:
         """Print which network masks, and where."""
@@ -204,8 +242,9 @@ class MaskingRun:
         print(f"model: {describe_model(self.options.model)}: {size}{where}")
 
     def _note(self, photograph: Photograph, result: Masked) -> None:
-        if self.submission:
+        if self.submission and photograph.csv_name not in self.submission.done:
             self.submission.add(photograph.csv_name, result.runs)
+            self.rows += 1
         line = f"{one_line(photograph.path)}: {result.shares}"
         if result.written:
             line += f" -> {', '.join(one_line(path) for path in result.written)}"
@@ -226,7 +265,7 @@ class MaskingRun:
             f"{self.done / max(self.seconds, 1e-9):.1f} images/s"
         )
         if self.submission:
-            rows = plural(self.rows_before + self.done, "row")
+            rows = plural(self.rows_before + self.rows, "row")
             line += f"; {self.options.rle} holds {rows}"
         print(line)
         if cards:

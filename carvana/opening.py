@@ -101,6 +101,7 @@ def _refuse_preview(image: Image.Image) -> None:
     tags = image.tag_v2  # type: ignore[attr-defined]
     if SUB_FOLDERS in tags and tags.get(KIND_OF_PICTURE, 0) & REDUCED:
         width, height = image.size
+        image.close()
         raise ValueError(
             f"a camera's raw file, of which only a preview of {width}x{height} can be read; save "
             "the photograph as JPEG or TIFF"

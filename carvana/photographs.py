@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from carvana.errors import one_line
+from carvana.errors import describe_os_error, one_line
 from carvana.files import same_file
 from carvana.naming import is_visible
 from carvana.opening import IMAGE_TYPES, describe_left_out, is_photograph
@@ -49,7 +49,7 @@ def find_photographs(
         words: files, folders and patterns.
         out: a folder whose files were written by earlier runs: they are left out.
         recursive: look into sub-folders too.
-        for_csv: names in a csv must tell the photographs apart.
+        for_csv: names in a csv must tell the photographs apart; one named twice counts once.
 
     Returns:
         The photographs; what was not found, in words; and what is no photograph in the folders
@@ -59,7 +59,7 @@ def find_photographs(
     faults = []
     remarks = []
     names: set[str] = set()
-    csv_names = set()
+    csv_paths: dict[str, str] = {}  # by their names in the csv
     for word in words:
         files, left_out, fault = _find(word, Path(out), recursive)
         if fault:
@@ -70,13 +70,14 @@ def find_photographs(
             name = _free_name(str(relative.with_suffix("")), names)
             names.add(name.lower())
             csv_name = relative.as_posix()
-            if for_csv and csv_name in csv_names:
-                faults.append(
-                    f"{one_line(path)}: a second {csv_name}, which a csv could not tell from the "
-                    "first; run it alone"
-                )
+            if for_csv and csv_name in csv_paths:
+                if csv_paths[csv_name] != os.path.abspath(path):
+                    faults.append(
+                        f"{one_line(path)}: a second {csv_name}, which a csv could not tell from "
+                        "the first; run it alone"
+                    )
                 continue
-            csv_names.add(csv_name)
+            csv_paths[csv_name] = os.path.abspath(path)
             photographs.append(Photograph(path, name, csv_name))
     return photographs, faults, remarks
 
@@ -92,10 +93,11 @@ def _find(
     """
     path = Path(word)
     if path.is_dir():
-        paths, left_out = _files_in(path, recursive, out)
-        if paths:
-            return [(file, file.relative_to(path)) for file in paths], left_out, None
-        return [], left_out, _describe_empty(path, left_out, recursive)
+        paths, left_out, errors = _files_in(path, recursive, out)
+        fault = "; ".join(map(describe_os_error, errors)) or None
+        if not paths and not fault:
+            fault = _describe_empty(path, left_out, recursive)
+        return [(file, file.relative_to(path)) for file in paths], left_out, fault
     if path.exists():
         return [(path, Path(path.name))], [], None
     if any(letter in word for letter in WILDCARDS):
@@ -146,14 +148,17 @@ def _describe_missing(word: str) -> str:
     return f"{one_line(word)}: cannot be read (No such file or directory)"
 
 
-def _files_in(folder: Path, recursive: bool, out: Path) -> tuple[list[Path], list[str]]:
-    """Return a folder's photographs, sorted, and the names of its other files.
+def _files_in(
+    folder: Path, recursive: bool, out: Path
+) -> tuple[list[Path], list[str], list[OSError]]:
+    """Return a folder's photographs, sorted, the names of its other files, and what fails.
 
     Those below `out` are neither.
     """
     files = []
     left_out = []
-    for parent, folders, names in os.walk(folder):
+    errors: list[OSError] = []
+    for parent, folders, names in os.walk(folder, onerror=errors.append):
         folders[:] = sorted(
             name
             for name in folders
@@ -166,7 +171,7 @@ def _files_in(folder: Path, recursive: bool, out: Path) -> tuple[list[Path], lis
                 files.append(Path(parent, name))
             else:
                 left_out.append(name)
-    return files, left_out
+    return files, left_out, errors
 
 
 def _free_name(stem: str, taken: set[str]) -> str:

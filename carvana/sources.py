@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from carvana import system
 from carvana.annotations import is_json
 from carvana.errors import UserError, bullet_list, error_summary, one_line
+from carvana.files import same_file
 from carvana.images import IMAGE_TYPES, MASK_TYPES
 from carvana.layouts import (
     EXPECTED,
@@ -57,6 +58,8 @@ def open_sources(
     if len(paths) == 1:
         return _open_one(Path(paths[0]), staging, naming, recursive)
     images, masks = map(Path, paths)
+    if same_file(images, masks):
+        return _open_one(images, staging, naming, recursive)
     photographs = _files_of(images, staging, recursive)
     is_archive = masks.is_file() and not is_json(masks)
     if not masks.exists() or (is_archive and not _holds_trees(masks)):

@@ -45,6 +45,7 @@ class Submission:
         self.path = Path(path)
         self.settings = settings
         self.done: set[str] = set()
+        self.written = 0.0  # when earlier runs did last, in seconds since 1970
         self.stack = contextlib.ExitStack()  # what ends with the block
 
     def __enter__(self) -> "Submission":
@@ -74,9 +75,17 @@ class Submission:
             for shard in self._shards():  # of a csv that is gone
                 shard.unlink()
             return set()
+        self.written = self.path.stat().st_mtime
         if settings_of(self.path) != self.settings:
             raise UserError(f"another process has just written {one_line(self.path)}; remove it")
         return self._resume()
+
+    def is_older_than(self, path: Path) -> bool:
+        """Return whether a file has changed after earlier runs wrote the csv."""
+        try:
+            return path.stat().st_mtime > self.written
+        except OSError:  # gone; who masks it says so
+            return False
 
     def _resume(self) -> set[str]:
         with open(self.path, "rb+") as file:

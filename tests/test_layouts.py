@@ -1,6 +1,7 @@
 """Data sets as others arrange and annotate them become photographs and masks."""
 
 import base64
+import errno
 import io
 import json
 import re
@@ -9,6 +10,7 @@ import shutil
 import tarfile
 import unicodedata
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -782,3 +784,33 @@ def test_coco_run_lengths_are_those_of_its_library():
 def test_coco_run_lengths_that_do_not_cover_are_refused(counts):
     with pytest.raises(UserError, match="run lengths"):
         coco_area({"size": list(SIZE), "counts": counts}, SIZE)
+
+
+def test_one_folder_named_twice_is_one_of_photographs_beside_masks(tmp_path, run):
+    """Else each mask would be its own photograph, and a network learn to copy."""
+    for number in range(4):
+        image, mask = scene(number)
+        Image.fromarray(image).save(tmp_path / f"{number}.jpg")
+        Image.fromarray(255 * mask).save(tmp_path / f"{number}.png")
+    folders = ("--images", tmp_path, "--masks", tmp_path, "--out", tmp_path / "out")
+    assert "3 cars       3 pairs" in run("prepare_data.py", *folders).stdout
+    for path in tmp_path.glob("*.jpg"):
+        path.unlink()
+    stderr = run("prepare_data.py", *folders, "--force", status=2).stderr
+    assert "is no data set that is known; expected train.zip" in stderr
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, run, monkeypatch):
+    for kind in ("images", "masks"):
+        (tmp_path / kind / "sub").mkdir(parents=True)
+    entries = Path.iterdir
+
+    def refuse(path):
+        if path == tmp_path / "images/sub":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return entries(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    folders = ("--images", tmp_path / "images", "--masks", tmp_path / "masks", "--recursive")
+    stderr = run("prepare_data.py", *folders, status=2).stderr
+    assert "images/sub: Permission denied" in stderr

@@ -1,7 +1,9 @@
 """Photographs as people have them: a table of files, what the reader returns, what scripts say."""
 
+import errno
 import functools
 import io
+import os
 import re
 import struct
 import subprocess
@@ -25,7 +27,7 @@ from helpers import (
     tiny_options,
     write_model,
 )
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from carvana import opening
 from carvana.checkpoint import read_checkpoint
@@ -415,6 +417,50 @@ def test_folders_name_what_they_leave_out(tmp_path, monkeypatch):
     photographs, _, (remark,) = find_photographs([folder], tmp_path / "out")
     assert len(photographs) == 5
     assert ".heic" not in remark
+
+
+def test_photograph_that_is_named_twice_has_one_row(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "photos", "a.jpg", "b.jpg")
+    monkeypatch.chdir(tmp_path)
+    words = [folder, "photos/a.jpg", "photos/*.jpg", "photos/../photos/b.jpg"]
+    photographs, faults, _ = find_photographs(words, tmp_path / "out", for_csv=True)
+    assert [photograph.name for photograph in photographs] == ["a", "b"]
+    assert faults == []
+
+
+def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "photos", "a.jpg")
+    fill(tmp_path / "photos/locked", "b.jpg")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    photographs, (fault,), _ = find_photographs([folder], tmp_path / "out", recursive=True)
+    assert [photograph.name for photograph in photographs] == ["a"]
+    assert "locked: Permission denied; " in fault
+    photographs, (fault,), _ = find_photographs([f"{folder}/locked"], tmp_path / "out")
+    assert photographs == []
+    assert "locked: Permission denied; " in fault
+
+
+def preview_tiff(path, **tags):
+    """Write a TIFF as cameras' raw files are: a small picture, and more in folders below it."""
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[int(tag.removeprefix("tag"))] = value
+    Image.new("RGB", (160, 107)).save(path, "TIFF", tiffinfo=info)
+
+
+def test_preview_in_a_raw_file_is_not_taken_for_the_photograph(tmp_path):
+    preview_tiff(tmp_path / "a.dng", tag254=1, tag330=8)
+    with pytest.raises(UserError, match="a camera's raw file, of which only a preview of 160x107"):
+        read_image(tmp_path / "a.dng")
+    preview_tiff(tmp_path / "b.tif", tag254=0)
+    assert read_image(tmp_path / "b.tif").shape == (107, 160, 3)
 
 
 def test_inference_takes_every_kind_and_names_the_rest(work, run):

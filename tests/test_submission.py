@@ -1,6 +1,7 @@
 """The challenge's csv: its run lengths, and how an interrupted run continues it."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -185,3 +186,28 @@ def test_submission_and_pictures_are_whole_after_an_interruption(work, run):
     rows = csv_rows(work / "a.csv")
     assert len({row[0] for row in rows}) == len(rows) == 241
     assert len(list((work / "outputs").iterdir())) == 3 * 240
+
+
+def test_pictures_are_written_of_photographs_that_have_their_rows(work, run):
+    arguments = (*OWN_MODEL, "--img", "photos", "--rle", "a.csv")
+    run("inference.py", *arguments, "--no-save")
+    rows = csv_rows(work / "a.csv")
+    finished = run("inference.py", *arguments, "--no-overlay")
+    assert "6 photographs in" in finished.stdout
+    assert "a.csv holds 6 rows" in finished.stdout
+    assert len(list((work / "outputs").glob("*_mask.png"))) == 6
+    next((work / "outputs").glob("*_mask.png")).unlink()
+    assert "1 photograph in" in run("inference.py", *arguments, "--no-overlay").stdout
+    assert "6 photographs in" in run("inference.py", *arguments, "--cutout").stdout
+    assert "0 photographs in" in run("inference.py", *arguments, "--cutout").stdout
+    assert csv_rows(work / "a.csv") == rows
+
+
+def test_photograph_that_changed_after_its_row_is_named(work, run):
+    arguments = (*OWN_MODEL, "--img", "photos", "--no-save", "--rle", "a.csv")
+    assert "changed" not in run("inference.py", *arguments).stderr
+    path = min((work / "photos").iterdir())
+    later = (work / "a.csv").stat().st_mtime + 60
+    os.utime(path, (later, later))
+    stderr = run("inference.py", *arguments).stderr
+    assert f"{path.name}: changed after a.csv was written" in stderr
