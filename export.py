@@ -22,7 +22,7 @@ from pathlib import Path
 
 import config
 from carvana import options
-from carvana.errors import UserError, user_errors
+from carvana.errors import UserError, one_line, user_errors
 from carvana.export_formats import (
     FORMATS,
     OPSET,
@@ -193,6 +193,10 @@ def main() -> None:
         args.model, args.out, args.formats, scored, calibration, args.naming, args.opset
     )
     model = utils.load_model(args.model, "cpu")
+    if not isinstance(model, utils.UNET):
+        raise UserError(
+            f"{one_line(args.model)} is an exported model; name the checkpoint that it was made of"
+        )
     exporting.export(model, export_options)
 
 

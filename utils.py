@@ -16,6 +16,7 @@ from carvana.exported import is_exported, load_exported
 from carvana.model_config import mask_classes, model_config, network_size, set_windows
 from carvana.naming import NAMING, Naming
 from carvana.predicting import predict
+from carvana.shipped import find_model
 from carvana.two_values import settle_values
 from carvana.weights import load_checkpoint
 from dataset import CarvanaDataset, check_readable, end_workers, get_loaders, make_loader
@@ -40,12 +41,14 @@ def load_model(path: str | Path, device: str | torch.device = "auto") -> nn.Modu
 
     It may be one of train.py or of the tutorials ({'state_dict': ...} or a bare state_dict): the
     network is read off the tensors' shapes, and .config holds the constants it was trained with.
-    A file of export.py's (.onnx, .pt2, .pth) becomes a module that is called in the same way.
+    A file of export.py's (.onnx, .pt2, .pth) becomes a module that is called in the same way;
+    "anywhere", "studio" and "studio-full" are the networks that come with the project.
 
     Raises:
         UserError: the file holds no such network.
     """
     device = find_device(str(device))
+    path = find_model(str(path))
     if is_exported(path):
         return load_exported(path, device, (UNET, DoubleConv))
     return load_network(path, UNET, device)

@@ -432,6 +432,8 @@ def export(model: nn.Module, options: ExportOptions) -> None:
         UserError: formats failed. Their files of an earlier export stay, and README.md is of the
             other formats; if all failed, it stays too.
     """
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
     model = model.to(memory_format=torch.contiguous_format)
     data = load_data(options, model)
     facts = _facts(model, options.model)
@@ -443,8 +445,6 @@ def export(model: nn.Module, options: ExportOptions) -> None:
         calibration=data.calibration,
         opset=options.opset,
     )
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
     remarks = {}
     failures = []
     try:

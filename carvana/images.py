@@ -542,6 +542,13 @@ def _scaled(image: Image.Image, width: int, height: int, box: tuple | None = Non
     return image.resize((width, height), filter_, box)
 
 
+def _kind(value: object) -> str:
+    """Return what a value is, in words: "float32 (4, 4)" of an array, "None", "a str"."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} {value.shape}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
 def scale_image(image: np.ndarray, size: Size | None, channels: int = 3) -> np.ndarray:
     """Return uint8 (*size, channels) of uint8 (H, W, 3) or (H, W), as read_image scales a file.
 
@@ -553,6 +560,10 @@ def scale_image(image: np.ndarray, size: Size | None, channels: int = 3) -> np.n
     Raises:
         UserError: it is not.
     """
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise UserError(
+            f"expected a picture as a NumPy array, uint8 (H, W, 3) or (H, W), found {_kind(image)}"
+        )
     height, width = size or image.shape[:2]
     if channels not in PILLOW_MODES and image.shape[2:] != (channels,):
         raise UserError(

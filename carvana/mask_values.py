@@ -345,7 +345,8 @@ def _advise_on_soft(masks: Sequence[StoredValues]) -> str:
         reason = "JPEG and WebP blend values at edges"
     return (
         f"{reason}: add --mask-threshold {MIDDLE} to make foreground of what is over {MIDDLE}, or "
-        "save the masks as PNG with two values"
+        "save the masks as PNG with two values; if gray areas are classes of their own, save them "
+        "without smoothing, one value for each class"
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from carvana.classes import Classes
 from carvana.device import autocast, forward_turn, to_input
+from carvana.errors import UserError
 from carvana.images import Size, scale_image
 from carvana.model_config import model_classes, model_config, network_size
 from carvana.tiles import Run, logit_bands, picture_logits
@@ -28,7 +29,17 @@ def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -
     Returns:
         For each picture float32 (H, W) in [0, 1], the probability of foreground; for several
         classes (classes, H, W).
+
+    Raises:
+        UserError: something in the list is no such picture, or it is no list but one picture.
     """
+    if isinstance(images, np.ndarray) and images.ndim <= 3:
+        raise UserError(
+            f"expected a list of pictures, found one of {images.shape}; write predict(model, "
+            "[picture])[0]"
+        )
+    if not len(images):
+        return []
     config = model_config(model)
     size = network_size(config)
     scaled = [scale_image(image, size, config["IN_CHANNELS"]) for image in images]

@@ -449,3 +449,34 @@ def test_exported_model_may_have_no_constants_but_no_absurd_ones(tmp_path):
     torch.save(model, path)
     with pytest.raises(UserError, match="IMAGE_HEIGHT is -5"):
         utils.load_model(path, "cpu")
+
+
+@needs_onnx
+def test_predict_script_explains_itself_and_overwrites_nothing(made, tmp_path):
+    photograph = tmp_path / "car.jpg"
+    shutil.copy(min((made.folder / PHOTOGRAPHS).iterdir()), photograph)
+    for arguments in ([], ["--help"], ["a.jpg", "b.onnx", "c.jpg"]):
+        finished = predict_by_script(made, *arguments)
+        assert finished.returncode == 1
+        assert "python predict.py PHOTOGRAPH [FILE.onnx]" in finished.stderr
+    assert predict_by_script(made, photograph).returncode == 0
+    mask = (tmp_path / "car_mask.png").read_bytes()
+    finished = predict_by_script(made, photograph)
+    assert "car_mask.png is there already; move it away first" in finished.stderr
+    assert (tmp_path / "car_mask.png").read_bytes() == mask
+
+
+def predict_by_script(made, *arguments):
+    return subprocess.run(
+        [sys.executable, "predict.py", *map(str, arguments)],
+        cwd=made.exports,
+        capture_output=True,
+        text=True,
+    )
+
+
+@needs_onnx
+def test_export_of_an_exported_model_is_refused_at_once(made, run):
+    model = made.exports / FILES["onnx"]
+    stderr = run("export.py", "--model", model, status=2).stderr
+    assert "is an exported model; name the checkpoint that it was made of" in stderr

@@ -459,3 +459,35 @@ def test_inference_says_what_is_not_there_before_the_model_is_loaded(work, word,
     assert process.stdout.startswith("6 photographs, but not:\n  " + word + ": ")
     assert message in process.stdout
     assert process.stdout.index(message) < process.stdout.index("parameters at")
+
+
+@pytest.mark.parametrize(
+    "pictures, message",
+    [
+        (
+            np.zeros((40, 60, 3), np.uint8),
+            r"expected a list of pictures, found one of \(40, 60, 3\)",
+        ),
+        (np.zeros((40, 60), np.uint8), r"write predict\(model, \[picture\]\)\[0\]"),
+        ([None], r"uint8 \(H, W, 3\) or \(H, W\), found None"),
+        (["car.jpg"], r"found a str"),
+        ([Image.new("RGB", (4, 4))], r"found a Image"),
+        ([np.zeros((4, 4, 3), np.float32)], r"found float32 \(4, 4, 3\)"),
+    ],
+)
+def test_predict_answers_what_are_no_pictures(work, pictures, message):
+    model = utils.load_model(work / BEST, "cpu")
+    with pytest.raises(UserError, match=message):
+        utils.predict(model, pictures)
+    if isinstance(pictures, list):
+        with pytest.raises(UserError, match=message):
+            utils.cutout(model, pictures[0])
+
+
+def test_predict_of_no_picture_is_nothing(work):
+    assert utils.predict(utils.load_model(work / BEST, "cpu"), []) == []
+
+
+def test_shipped_models_are_loaded_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert utils.load_model("anywhere", "cpu").config["IMAGE_WIDTH"] == 960
