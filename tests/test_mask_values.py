@@ -540,6 +540,10 @@ def test_classes_in_jpeg_are_refused_with_the_format(tmp_path, run):
 
 ODD = {
     "inverted": (gray(255, 0), "the borders of 4 of 4 masks are foreground; .* exchanged"),
+    "in part inverted": (
+        lambda mask: Image.fromarray(255 * (mask if mask.sum() % 2 else 1 - mask)),
+        "the borders of 3 of 4 masks are foreground, and those of the others are not",
+    ),
     "empty": (gray(0, 0), "all 4 masks are empty"),
     "full": (gray(255, 255), "all 4 masks are foreground everywhere"),
 }
