@@ -430,6 +430,7 @@ def _replace_folders(out: Path, fill: Callable[[Path], str], force: bool) -> Non
     claim = f"another process is preparing data in {one_line(out)}"
     advice = "wait until it ends, or choose another folder with --out"
     staging = out / STAGING
+    existed = out.exists()
     try:
         with locked(staging, claim, advice):
             description = _fill_and_place(staging, out, fill, force)
@@ -438,6 +439,10 @@ def _replace_folders(out: Path, fill: Callable[[Path], str], force: bool) -> Non
         if (staging / "old").exists():
             state = f"the next run puts back what was moved to {one_line(staging / 'old')}"
         raise UserError(f"{describe_os_error(error)}; {state}") from error
+    finally:
+        if not existed:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # empty, after a failure
     print(description)
 
 

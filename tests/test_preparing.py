@@ -390,6 +390,7 @@ def test_an_empty_folder_of_masks_is_named_in_few_lines(tmp_path, run):
     assert "of 30 images (such as 0.jpg) and 0 masks" in stderr
     assert "and 20 more" in stderr
     assert len(stderr.splitlines()) == 12
+    assert not (tmp_path / "data").exists()
     stderr = run(
         "evaluate.py", "--images", tmp_path, "--masks", tmp_path / "empty", status=2
     ).stderr
