@@ -71,7 +71,7 @@ def check_address(host: str, port: int) -> None:
     except OSError as error:
         raise UserError(
             f"--host {host} --port {port}: cannot listen there ({error_summary(error)}); choose "
-            "another port"
+            "another port, or a host that is this machine's, such as 127.0.0.1"
         ) from error
 
 

@@ -187,7 +187,8 @@ LOOKS_PER_EPOCH: Annotated[int, Range(1, 1000)] = 4  # evaluations an epoch, for
 # decides the initial weights, the order of images and all augmentations
 SEED: Annotated[int, Range(0, 4294967295)] = 42
 DEVICE: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: the first available one
-# auto: bf16 where the device computes in it, else fp16 on CUDA, else fp32
+# auto: bf16 where the device computes in it, else fp16 on CUDA, else fp32. bf16 is fp16 on a GPU
+# without it; fp32 rounds factors to 10 bits on newer GPUs (TF32, as in torch)
 PRECISION: Precision = "auto"
 # auto: on one CUDA GPU record the network's kernels once and start them together, which helps small
 # networks; not with ACCUMULATE or RESOLUTIONS. true: torch.compile, a minute at first, on any
