@@ -188,7 +188,7 @@ LOOKS_PER_EPOCH: Annotated[int, Range(1, 1000)] = 4  # evaluations an epoch, for
 SEED: Annotated[int, Range(0, 4294967295)] = 42
 DEVICE: Literal["auto", "cuda", "mps", "cpu"] = "auto"  # auto: the first available one
 # auto: bf16 where the device computes in it, else fp16 on CUDA, else fp32. bf16 is fp16 on a GPU
-# without it; fp32 rounds factors to 10 bits on newer GPUs (TF32, as in torch)
+# without it; on Ampere and later, convolutions in fp32 round factors to TF32, as torch does
 PRECISION: Precision = "auto"
 # auto: on one CUDA GPU record the network's kernels once and start them together, which helps small
 # networks; not with ACCUMULATE or RESOLUTIONS. true: torch.compile, a minute at first, on any

@@ -188,15 +188,16 @@ def main() -> None:
     # torch takes seconds to import; what is wrong with the options has been reported by now.
     import utils
     from carvana import exporting
+    from carvana.exported import is_exported
 
     export_options = exporting.ExportOptions(
         args.model, args.out, args.formats, scored, calibration, args.naming, args.opset
     )
-    model = utils.load_model(args.model, "cpu")
-    if not isinstance(model, utils.UNET):
+    if is_exported(args.model):
         raise UserError(
             f"{one_line(args.model)} is an exported model; name the checkpoint that it was made of"
         )
+    model = utils.load_model(args.model, "cpu")
     exporting.export(model, export_options)
 
 

@@ -28,7 +28,7 @@ AMPERE = (8, 0)  # the first compute capability that computes in bfloat16
 BF16_CAPABILITIES = ("avx512_bf16", "amx_bf16", "amx_tile")  # of CPUs
 STEPS_TO_TRY_KERNELS_FOR = 20_000  # of training, from which it pays
 OTHER_STREAM = "The AccumulateGrad node's stream"  # how a harmless warning of torch begins
-TURNS = {  # forward passes at once: on a GPU each takes memory, and MPS knows no threads
+TURNS = {  # forward passes at once: on CUDA each takes memory, on MPS threads disturb each other
     "cuda": threading.Semaphore(2),
     "mps": threading.Semaphore(1),
 }

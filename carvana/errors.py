@@ -77,6 +77,10 @@ def user_errors() -> Iterator[None]:
             _exit(f"error: {message}", 2)
         except OSError as error:
             _exit(f"error: {describe_os_error(error)}", 2)
+        except AttributeError as error:  # MissingConstant, where a script asks the module itself
+            if not str(error).startswith("module 'config' has no attribute "):
+                raise
+            _exit(f"error: config.py has no constant {error.name}; put its line back", 2)
         except (RuntimeError, ValueError, MemoryError) as error:
             advice = torch_advice(error)
             if advice is None:
@@ -141,7 +145,7 @@ def first_few(items: Sequence[str], limit: int = 3) -> str:
     """Return the first items in one line, and how many more there are."""
     shown = list(items[:limit])
     if len(items) > limit:
-        shown.append(f"and {len(items) - limit} more")
+        shown.append(f"and {len(items) - limit:,} more")
     return "; ".join(shown)
 
 

@@ -542,11 +542,11 @@ def _scaled(image: Image.Image, width: int, height: int, box: tuple | None = Non
     return image.resize((width, height), filter_, box)
 
 
-def _kind(value: object) -> str:
-    """Return what a value is, in words: "float32 (4, 4)" of an array, "None", "a str"."""
+def describe_kind(value: object) -> str:
+    """Return what a value is, in words: "float32 (4, 4)" of an array, "None", "str"."""
     if isinstance(value, np.ndarray):
         return f"{value.dtype} {value.shape}"
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else type(value).__name__
 
 
 def scale_image(image: np.ndarray, size: Size | None, channels: int = 3) -> np.ndarray:
@@ -561,8 +561,9 @@ def scale_image(image: np.ndarray, size: Size | None, channels: int = 3) -> np.n
         UserError: it is not.
     """
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3):
+        shape = "(H, W, 3) or (H, W)" if channels in PILLOW_MODES else f"(H, W, {channels})"
         raise UserError(
-            f"expected a picture as a NumPy array, uint8 (H, W, 3) or (H, W), found {_kind(image)}"
+            f"expected a picture as a NumPy array, uint8 {shape}, found {describe_kind(image)}"
         )
     height, width = size or image.shape[:2]
     if channels not in PILLOW_MODES and image.shape[2:] != (channels,):

@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from carvana.classes import SINGLE, Classes
+from carvana.schema import pick
 
 EDGE_WEIGHT = 4.0  # of the edge loss: the weight of a pixel at an outline is 1 + this
 EDGE_REACH = 1 / 32  # how far from the outline that goes, as a share of the height
@@ -30,6 +31,9 @@ def make_loss(
         positive_weight: of foreground, or of all classes but the first, in bce and bce_dice.
         class_weights: of each of several classes, in place of it and in every loss.
         edge_height: see edge_loss.
+
+    Raises:
+        UserError: there is no loss of that name.
     """
     entropy_weights = class_weights or (1.0,) + (positive_weight,) * (classes.count - 1)
     cross_entropy = functools.partial(
@@ -44,7 +48,7 @@ def make_loss(
             edge_loss, classes=classes, weights=class_weights, height=edge_height
         ),
     }
-    return losses[name]
+    return pick(losses, name, "LOSS")
 
 
 def _sum_of(logits: torch.Tensor, masks: torch.Tensor, losses: tuple) -> torch.Tensor:

@@ -23,7 +23,7 @@ MIDDLE = 127  # the threshold that messages propose
 EXCHANGED = "are the folders of photographs and masks exchanged? The masks look like photographs."
 RARE = 0.1  # of a set's masks: so few that their values are faults
 USUAL = 0.9  # of a set's masks: nearly all of them
-FREE_BORDER = 0.25  # of the pixels at a mask's border, below which objects lie within the frame
+FREE_BORDER = 0.25  # of the pixels at a mask's border: at most so many if it shows whole objects
 BORDER = 0.75  # of the pixels at a mask's border: most of them
 
 
@@ -472,11 +472,11 @@ def judge_set(facts: Sequence[MaskFacts], classes: Classes, training: bool = Fal
             "hold 0 and 1, 1 0; generally the value of background, then that of foreground)"
         ]
     others = [row.border for row in mixed if row.border <= BORDER]
-    if bordered and len(mixed) >= SHOWN_VALUES and np.quantile(others, USUAL) < FREE_BORDER:
+    if is_widespread(len(bordered), len(mixed)) and np.quantile(others, USUAL) < FREE_BORDER:
         return [
             f"the borders of {len(bordered)} of {plural(len(mixed), 'mask')} are foreground, and "
-            "those of the others are not; perhaps background and foreground are exchanged in "
-            "these files, which python explore.py shows as odd ones out"
+            "those of most others are not; perhaps background and foreground are exchanged in "
+            "these files; the page of python explore.py sorts masks by how much is foreground"
         ]
     return []
 

@@ -189,7 +189,7 @@ class MaskingRun:
         self.seconds = 0.0
 
     def mask_shard(self, photographs: Sequence[Photograph]) -> None:
-        """Mask those of the photographs that are this process's and not in the csv yet."""
+        """Mask those of this process's photographs that lack their row or one of their pictures."""
         if self.submission:
             # Asked in one process: others may soon write what it looks for.
             find_wanted = functools.partial(self._wanted, photographs, self.submission)
@@ -230,7 +230,7 @@ class MaskingRun:
         if changed:
             warn(
                 f"warning: {first_few(changed)}: changed after {self.options.rle} was written, "
-                "which keeps the rows of before; to mask them anew, remove it"
+                f"and keep their old rows; to mask them again, remove {self.options.rle}"
             )
         return wanted
 

@@ -99,7 +99,8 @@ def _refuse_preview(image: Image.Image) -> None:
     if image.format != "TIFF":
         return
     tags = image.tag_v2  # type: ignore[attr-defined]
-    if SUB_FOLDERS in tags and tags.get(KIND_OF_PICTURE, 0) & REDUCED:
+    kind = tags.get(KIND_OF_PICTURE)
+    if SUB_FOLDERS in tags and isinstance(kind, int) and kind & REDUCED:
         width, height = image.size
         image.close()
         raise ValueError(

@@ -1,5 +1,6 @@
 """What a training step follows: optimizers, learning rates, weight averages, image sizes."""
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from carvana.device import fused_adam, product_dtype, resize_by_area
-from carvana.errors import UserError
+from carvana.schema import pick
 
 # Coefficients of a step that brings singular values from (0, 1] near 1 (0.7 to 1.2) and is steep
 # at 0, found by Keller Jordan: Muon: An optimizer for hidden layers in neural networks, 2024,
@@ -33,17 +34,10 @@ def make_optimizer(
     Raises:
         UserError: it is called something else.
     """
-    if name not in ("adam", "muon"):
-        raise UserError(f"OPTIMIZER: expected adam | muon, found {name!r}")
-    if name == "muon":
-        return Muon(parameters, learning_rate, weight_decay=weight_decay)
     adam = torch.optim.AdamW if weight_decay > 0 else torch.optim.Adam
-    return adam(
-        parameters,
-        learning_rate,
-        weight_decay=weight_decay,
-        fused=fused_adam(device),
-    )
+    optimizers = {"adam": functools.partial(adam, fused=fused_adam(device)), "muon": Muon}
+    optimizer = pick(optimizers, name, "OPTIMIZER")
+    return optimizer(parameters, learning_rate, weight_decay=weight_decay)
 
 
 def learning_rate(schedule: str, peak: float, warmup: float, progress: float) -> float:
@@ -57,15 +51,16 @@ def learning_rate(schedule: str, peak: float, warmup: float, progress: float) ->
     Args:
         progress: 0 at the first step of the run, 1 after its last.
     """
-    if schedule == "constant":
-        return peak
-    if progress < warmup:
+    if progress < warmup and schedule != "constant":
         return peak * (progress + 1e-3) / (warmup + 1e-3)
     remaining = (1 - progress) / (1 - warmup) if warmup < 1 else 0
-    if schedule == "cosine":
-        return peak * ((1 - math.cos(math.pi * remaining)) / 2)
-    exponent = {"linear": 1, "quadratic": 2}[schedule]
-    return peak * remaining**exponent
+    shares = {
+        "constant": 1.0,
+        "linear": remaining,
+        "quadratic": remaining**2,
+        "cosine": (1 - math.cos(math.pi * remaining)) / 2,
+    }
+    return peak * pick(shares, schedule, "SCHEDULE")
 
 
 def resolution(shares: Sequence[float], progress: float) -> float:

@@ -81,7 +81,7 @@ def shown(value: Any) -> str:
 def read_constants(config: ModuleType) -> dict[str, Constant]:
     """Return {name: Constant} of the config module, in its order, without PRESETS."""
     comments = _comments(Path(str(config.__file__)).read_text(encoding="utf-8"))
-    constants = {}
+    constants = ByName()
     for name, value in vars(config).items():
         if name.isupper() and name != "PRESETS":
             reason, section = comments.get(name, ("", ""))
@@ -378,7 +378,7 @@ def resolve(
     problems += _preset_faults(config, constants)
     if base_preset is None:  # else it has been said
         _warn_of_untyped(config, constants)
-    values = {name: constant.value for name, constant in constants.items()}
+    values = ByName({name: constant.value for name, constant in constants.items()})
     values |= config.PRESETS.get(base_preset, {}) | config.PRESETS.get(preset, {})
     for name, constant in constants.items():
         shown_name = name
@@ -390,10 +390,7 @@ def resolve(
         except ValueError as error:
             problems.append(f"{shown_name}: {error}")
     if not problems:
-        try:
-            faults = _faults_together(values, trains="CLASS_WEIGHTS" in given)
-        except KeyError as error:
-            raise UserError(_describe_missing(error.args[0], values)) from error
+        faults = _faults_together(values, trains="CLASS_WEIGHTS" in given)
         problems = [_by_option(fault, given) for fault in faults]
     if problems:
         raise UserError(one_line("; ".join(problems)))
@@ -407,12 +404,23 @@ class Constants(SimpleNamespace):
         """Answer for a constant that is missing.
 
         Raises:
-            UserError: its line in config.py was removed, or its name misspelled there.
+            MissingConstant: its line in config.py was removed, or its name misspelled there.
             AttributeError: it is no name of a constant.
         """
         if not name.isupper():
             raise AttributeError(name)
-        raise UserError(_describe_missing(name, vars(self)))
+        raise MissingConstant(_describe_missing(name, vars(self)))
+
+
+class ByName(dict):
+    """What belongs to constants, by their names. For a missing one it raises MissingConstant."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise MissingConstant(_describe_missing(name, self))
+
+
+class MissingConstant(UserError, AttributeError):
+    """A constant that is asked for is not in config.py."""
 
 
 def _describe_missing(name: str, names: Iterable[str]) -> str:
@@ -445,8 +453,8 @@ def _warn_of_untyped(config: ModuleType, constants: dict[str, Constant]) -> None
         if name in typed or name in MODEL_CONSTANTS or constant.type.kind is bool:
             continue
         warn(
-            f"warning: config.py does not say what {name} can be, between : and =, so it is not "
-            f"checked{_did_you_mean(name, typed)}"
+            f"warning: {name} has lost its type in config.py, as in SEED: int = 42, so its value "
+            f"is hardly checked{_did_you_mean(name, typed)}"
         )
 
 

@@ -64,7 +64,7 @@ def find_photographs(
         files, left_out, fault = _find(word, Path(out), recursive)
         if fault:
             faults.append(fault)
-        elif left_out:
+        if files and left_out:  # else the fault tells of it
             remarks.append(f"{one_line(word)}: left out {describe_left_out(left_out)}")
         for path, relative in files:
             name = _free_name(str(relative.with_suffix("")), names)

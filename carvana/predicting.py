@@ -12,7 +12,7 @@ from torch import nn
 from carvana.classes import Classes
 from carvana.device import autocast, forward_turn, to_input
 from carvana.errors import UserError
-from carvana.images import Size, scale_image
+from carvana.images import Size, describe_kind, scale_image
 from carvana.model_config import model_classes, model_config, network_size
 from carvana.tiles import Run, logit_bands, picture_logits
 
@@ -33,14 +33,10 @@ def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -
     Raises:
         UserError: something in the list is no such picture, or it is no list but one picture.
     """
-    if isinstance(images, np.ndarray) and images.ndim <= 3:
-        raise UserError(
-            f"expected a list of pictures, found one of {images.shape}; write predict(model, "
-            "[picture])[0]"
-        )
+    config = model_config(model)
+    check_list(images, config["IN_CHANNELS"])
     if not len(images):
         return []
-    config = model_config(model)
     size = network_size(config)
     scaled = [scale_image(image, size, config["IN_CHANNELS"]) for image in images]
     batches = [np.stack(scaled)] if size else [image[None] for image in scaled]
@@ -49,6 +45,20 @@ def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -
         _probabilities(upsample(image_logits, image.shape[:2]), model_classes(model))
         for image_logits, image in zip(logits, images, strict=True)
     ]
+
+
+def check_list(images: object, channels: int) -> None:
+    """Raise UserError unless it is a list of pictures, or an array of several."""
+    if isinstance(images, np.ndarray):
+        is_one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, channels))
+        found = f"one of {images.shape}"
+    else:
+        is_one = not isinstance(images, Sequence)
+        found = describe_kind(images)
+    if is_one:
+        raise UserError(
+            f"expected a list of pictures, found {found}; write predict(model, [picture])[0]"
+        )
 
 
 def _probabilities(logits: np.ndarray, classes: Classes) -> np.ndarray:

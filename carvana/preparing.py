@@ -253,9 +253,12 @@ def _pair_sources(sources: Sources, naming: Naming) -> tuple[list[PairNames], li
     pairs, problems = pair_names(sources.images, sources.masks, naming)
     proposals = propose_options(sources.images, sources.masks, naming) if problems else []
     if not pairs:
-        found = f"{_counted('image', sources.images)} and {_counted('mask', sources.masks)}"
+        images = _counted("image", filter(is_photograph, sources.images))
+        masks = _counted("mask", filter(is_mask, sources.masks))
         lines = [*first_lines(problems, EXAMPLES), *proposals]
-        raise UserError(bullet_list(f"no image with a mask was found, of {found}", lines))
+        raise UserError(
+            bullet_list(f"no image with a mask was found, of {images} and {masks}", lines)
+        )
     print_left_out(sources.images, is_photograph, "the images")
     print_left_out(sources.masks, is_mask, "the masks")
     return pairs, problems + proposals

@@ -2,7 +2,7 @@
 
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -143,11 +143,18 @@ def plain_annotation(name: str, value: Any) -> Any:
     item = value
     if isinstance(value, list | tuple):
         item = value[0] if value else ""
-    kind = bool if str(item).lower() in ("true", "false") else type(item)  # "False" is a slip
+    kind = bool if item in ("True", "False") else type(item)  # a slip
     if kind not in KIND_NAMES:
         expected = ", ".join(KIND_NAMES.values())
         raise UserError(f"{name}: expected {expected} or a list of these, found {short(value)}")
     return list[kind] if isinstance(value, list | tuple) else kind  # type: ignore[valid-type]
+
+
+def pick(choices: Mapping[str, Any], name: str, constant: str) -> Any:
+    """Return the choice of that name. Raises UserError, which names the constant, if none has."""
+    if name not in choices:
+        raise UserError(f"{constant}: expected {' | '.join(choices)}, found {short(name)}")
+    return choices[name]
 
 
 def parse(words: str | list[str], expected: ValueType) -> Any:

@@ -58,7 +58,8 @@ def open_sources(
     if len(paths) == 1:
         return _open_one(Path(paths[0]), staging, naming, recursive)
     images, masks = map(Path, paths)
-    if same_file(images, masks):
+    is_one = same_file(images, masks)
+    if is_one and images.is_file():
         return _open_one(images, staging, naming, recursive)
     photographs = _files_of(images, staging, recursive)
     is_archive = masks.is_file() and not is_json(masks)
@@ -68,6 +69,8 @@ def open_sources(
     annotated = annotated_masks(tree)
     if annotated:
         return match_annotations(photographs, annotated, naming)
+    if is_one:
+        return _open_one(images, staging, naming, recursive)
     if is_archive and not _is_tar(masks):
         return Sources(photographs, zip_files(masks, staging))
     return Sources(photographs, folder_files(tree, recursive or is_archive))

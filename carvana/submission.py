@@ -89,7 +89,9 @@ class Submission:
 
     def _resume(self) -> set[str]:
         with open(self.path, "rb+") as file:
-            file.truncate(_complete_bytes(file))  # drops the row in which the run ended
+            complete = _complete_bytes(file)
+            if complete < file.tell():
+                file.truncate(complete)  # drops the row in which the run ended
         self._add_shards()
         csv.field_size_limit(MAX_FIELD)
         with open(self.path, newline="", encoding="utf-8", errors="surrogateescape") as file:

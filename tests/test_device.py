@@ -198,10 +198,6 @@ def test_forward_passes_take_turns(monkeypatch, place, at_once):
     assert max(most) == at_once
 
 
-def test_adam_is_one_kernel_where_torch_has_it():
-    assert device.fused_adam(CUDA) and device.fused_adam(CPU) and not device.fused_adam(MPS)
-
-
 def test_float16_is_trained_with_a_scaler(settings):
     train.main(settings(PRECISION="fp16", NUM_EPOCHS=1))
     assert 0 < run_result()["scaler"]["scale"] <= 2**16

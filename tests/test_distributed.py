@@ -243,6 +243,12 @@ def test_inference_masks_each_photograph_once(tmp_path, run, launch):
     assert "4 photographs in" in finished.stdout
     assert sorted(csv_rows(tmp_path / "three.csv")) == sorted(rows)
 
+    for path in sorted((tmp_path / "three").glob("*.png"))[::3]:
+        path.unlink()
+    assert "4 photographs in" in launch(2, *arguments, *three).stdout
+    assert {path.name for path in (tmp_path / "three").glob("*.png")} == one_masks.keys()
+    assert sorted(csv_rows(tmp_path / "three.csv")) == sorted(rows)
+
 
 @pytest.mark.slow
 def test_training_resumes_with_another_number_of_processes(data, run, launch):

@@ -469,9 +469,11 @@ def test_inference_says_what_is_not_there_before_the_model_is_loaded(work, word,
             r"expected a list of pictures, found one of \(40, 60, 3\)",
         ),
         (np.zeros((40, 60), np.uint8), r"write predict\(model, \[picture\]\)\[0\]"),
+        (Image.new("RGB", (4, 4)), r"expected a list of pictures, found Image"),
+        (None, r"expected a list of pictures, found None"),
         ([None], r"uint8 \(H, W, 3\) or \(H, W\), found None"),
-        (["car.jpg"], r"found a str"),
-        ([Image.new("RGB", (4, 4))], r"found a Image"),
+        (["car.jpg"], r"found str"),
+        ([Image.new("RGB", (4, 4))], r"found Image"),
         ([np.zeros((4, 4, 3), np.float32)], r"found float32 \(4, 4, 3\)"),
     ],
 )
@@ -484,8 +486,12 @@ def test_predict_answers_what_are_no_pictures(work, pictures, message):
             utils.cutout(model, pictures[0])
 
 
-def test_predict_of_no_picture_is_nothing(work):
-    assert utils.predict(utils.load_model(work / BEST, "cpu"), []) == []
+def test_predict_takes_arrays_of_several_pictures(work):
+    model = utils.load_model(work / BEST, "cpu")
+    assert utils.predict(model, []) == []
+    pictures = np.stack([scene(number)[0] for number in range(2)])
+    for batch in (pictures, pictures[..., 0]):
+        assert [item.shape for item in utils.predict(model, batch)] == [batch.shape[1:3]] * 2
 
 
 def test_shipped_models_are_loaded_by_name(tmp_path, monkeypatch):

@@ -800,6 +800,14 @@ def test_one_folder_named_twice_is_one_of_photographs_beside_masks(tmp_path, run
     assert "is no data set that is known; expected train.zip" in stderr
 
 
+def test_folders_are_searched_but_for_links_and_hidden_ones(tmp_path):
+    for folder in ("a", "a/b", ".hidden"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.jpg").touch()
+    (tmp_path / "a/loop").symlink_to(tmp_path, target_is_directory=True)
+    assert sorted(folder_files(tmp_path, recursive=True)) == ["a_b_x.jpg", "a_x.jpg"]
+
+
 def test_folders_that_cannot_be_read_are_named(tmp_path, run, monkeypatch):
     for kind in ("images", "masks"):
         (tmp_path / kind / "sub").mkdir(parents=True)

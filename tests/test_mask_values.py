@@ -13,7 +13,7 @@ from carvana import images
 from carvana.classes import SINGLE, Classes
 from carvana.errors import UserError
 from carvana.images import read_hard_mask, read_target
-from carvana.mask_values import find_ignored_class
+from carvana.mask_values import MaskFacts, find_ignored_class, judge_set
 from carvana.model_config import TUTORIAL_DEFAULTS, class_faults
 
 RED = (255, 0, 0)
@@ -542,7 +542,7 @@ ODD = {
     "inverted": (gray(255, 0), "the borders of 4 of 4 masks are foreground; .* exchanged"),
     "in part inverted": (
         lambda mask: Image.fromarray(255 * (mask if mask.sum() % 2 else 1 - mask)),
-        "the borders of 3 of 4 masks are foreground, and those of the others are not",
+        "the borders of 3 of 4 masks are foreground, and those of most others are not",
     ),
     "empty": (gray(0, 0), "all 4 masks are empty"),
     "full": (gray(255, 255), "all 4 masks are foreground everywhere"),
@@ -560,6 +560,15 @@ def test_set_that_is_odd_is_warned_of(tmp_path, name, no_report):
     if name == "full":
         done = run_script(tmp_path, *SCRIPTS["prepare_data.py"])
         assert "warning: 0.png: all of the mask is foreground" in done.stderr
+
+
+@pytest.mark.parametrize("borders, is_odd", [([0.1] * 8, True), ([0.1] * 6 + [0.5] * 2, False)])
+def test_masks_that_fill_the_frame_are_odd_where_others_do_not_touch_its_border(borders, is_odd):
+    """Tiles of fields and lakes do either; photographs of whole cars do not."""
+    counts = np.bincount([0, 1], minlength=256)
+    facts = [MaskFacts(counts, border) for border in [*borders, 1.0, 1.0]]
+    assert bool(judge_set(facts, SINGLE)) == is_odd
+    assert judge_set(facts[:9] + facts[:2], SINGLE) == []  # one close-up among many
 
 
 def test_cache_of_other_settings_is_another(tmp_path, run, no_report):

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+import torch
 
 import config
 from carvana import options
+from carvana.classes import Classes
 from carvana.errors import UserError
+from carvana.losses import make_loss
 from carvana.model_config import MODEL_CONSTANTS, TUTORIAL_DEFAULTS
+from carvana.optim import learning_rate, make_optimizer
 from carvana.schema import MaybeEmpty, Pattern, Range, check, parse, parse_annotation
 
 CONSTANTS = options.read_constants(config)
@@ -392,6 +396,8 @@ def edited(folder, *changes):
         ("MEAN:", "MEAN = [123, 117, 104]", r"MEAN: expected -10.0..10.0, found 123"),
         ("MASK_RESIZE:", 'MASK_RESIZE = "nearst"', "MASK_RESIZE: expected area | nearest"),
         ("IMAGE_WIDTH:", "WIDTH = 240", "config.py has no constant IMAGE_WIDTH"),
+        ("GROUP_REGEX:", "", "config.py has no constant GROUP_REGEX"),
+        ("PALETTE:", "", "config.py has no constant PALETTE"),
         ("SEED:", "SEEDS = [1]", "config.py has no constant SEED; did you mean SEEDS?"),
         ('    "demo": {', '    "own": {"LERNING_RATE": 1},\n    "demo": {', "LEARNING_RATE?"),
     ],
@@ -405,13 +411,52 @@ def test_edited_constants_are_checked(tmp_path, name, line, message):
 def test_constants_without_a_type_are_taken_like_their_values(tmp_path, capsys):
     changes = [
         ("SEED:", "SEED = 7\nNUM_EPOCH = 9"),
+        ("LOAD_MODEL:", "LOAD_MODEL = True"),
+        ("COMPILE:", 'COMPILE = "false"'),
         ("ROTATE:", "ROTATE = 20"),
         ("MASK_VALUES:", "MASK_VALUES = [0, 60]"),
     ]
     cfg = options.load(edited(tmp_path, *changes), ["--preset", "small", "--num-epochs", "5"])
     assert (cfg.SEED, cfg.NUM_EPOCHS, cfg.MASK_VALUES) == (7, 5, [0, 60])
+    assert (cfg.LOAD_MODEL, cfg.COMPILE) == (True, "false")
+    assert getattr(cfg, "MY_OWN", 3) == 3
     assert isinstance(cfg.ROTATE, float)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 3
-    assert "warning: config.py does not say what ROTATE can be, between : and =, so" in lines[0]
-    assert lines[2].endswith("so it is not checked; did you mean NUM_EPOCHS?")
+    assert len(lines) == 4
+    assert "warning: ROTATE has lost its type in config.py, as in SEED: int = 42, so" in lines[0]
+    assert lines[2].endswith("so its value is hardly checked; did you mean NUM_EPOCHS?")
+    options.load(edited(tmp_path, *changes), [], base_preset="demo")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "export.py", "inference.py --img a.jpg"])
+def test_scripts_name_a_constant_that_is_missing(tmp_path, run, monkeypatch, script):
+    monkeypatch.delattr(config, "MAX_MEGAPIXELS")
+    assert (
+        "error: config.py has no constant MAX_MEGAPIXELS" in run(*script.split(), status=2).stderr
+    )
+
+
+def test_scripts_name_a_folder_that_is_missing(run, monkeypatch):
+    monkeypatch.delattr(config, "VAL_IMG_DIR")
+    stderr = run("evaluate.py", status=2).stderr
+    assert stderr == "error: config.py has no constant VAL_IMG_DIR; put its line back\n"
+
+
+@pytest.mark.parametrize(
+    "choose, message",
+    [
+        (
+            lambda: make_loss("BCE", Classes(("car",))),
+            "LOSS: expected bce | dice | bce_dice | edge",
+        ),
+        (lambda: learning_rate("cosin", 1.0, 0.0, 0.5), "SCHEDULE: expected constant | linear"),
+        (
+            lambda: make_optimizer("sgd", [], 1.0, torch.device("cpu")),
+            "OPTIMIZER: expected adam | muon",
+        ),
+    ],
+)
+def test_unknown_choices_are_named(choose, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        choose()

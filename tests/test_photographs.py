@@ -429,7 +429,7 @@ def test_photograph_that_is_named_twice_has_one_row(tmp_path, monkeypatch):
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
-    folder = fill(tmp_path / "photos", "a.jpg")
+    folder = fill(tmp_path / "photos", "a.jpg", "c.psd")
     fill(tmp_path / "photos/locked", "b.jpg")
     scan = os.scandir
 
@@ -439,8 +439,9 @@ def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    photographs, (fault,), _ = find_photographs([folder], tmp_path / "out", recursive=True)
+    photographs, (fault,), (remark,) = find_photographs([folder], tmp_path / "o", recursive=True)
     assert [photograph.name for photograph in photographs] == ["a"]
+    assert "left out 1 .psd" in remark
     assert "locked: Permission denied; " in fault
     photographs, (fault,), _ = find_photographs([f"{folder}/locked"], tmp_path / "out")
     assert photographs == []
@@ -459,8 +460,9 @@ def test_preview_in_a_raw_file_is_not_taken_for_the_photograph(tmp_path):
     preview_tiff(tmp_path / "a.dng", tag254=1, tag330=8)
     with pytest.raises(UserError, match="a camera's raw file, of which only a preview of 160x107"):
         read_image(tmp_path / "a.dng")
-    preview_tiff(tmp_path / "b.tif", tag254=0)
-    assert read_image(tmp_path / "b.tif").shape == (107, 160, 3)
+    for tags in ({}, {"tag254": 0}, {"tag254": 1}, {"tag330": 8}, {"tag254": 0, "tag330": 8}):
+        preview_tiff(tmp_path / "b.tif", **tags)
+        assert read_image(tmp_path / "b.tif").shape == (107, 160, 3)
 
 
 def test_inference_takes_every_kind_and_names_the_rest(work, run):

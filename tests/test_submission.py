@@ -209,5 +209,6 @@ def test_photograph_that_changed_after_its_row_is_named(work, run):
     path = min((work / "photos").iterdir())
     later = (work / "a.csv").stat().st_mtime + 60
     os.utime(path, (later, later))
-    stderr = run("inference.py", *arguments).stderr
-    assert f"{path.name}: changed after a.csv was written" in stderr
+    for _ in range(2):
+        stderr = run("inference.py", *arguments).stderr
+        assert f"{path.name}: changed after a.csv was written" in stderr

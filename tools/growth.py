@@ -10,10 +10,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from carvana.augmentation import train_transform
-from carvana.device import find_device
+from carvana.device import find_device, memory_format
 from carvana.pairs import find_pairs
 from carvana.sampling import EpochSampler
 from carvana.streams import null_stream
@@ -57,7 +55,7 @@ class Growth:
         find_s = timed(lambda: find_pairs(folder / "images", folder / "masks"))
         decode_s = timed(lambda: self._decode(folder))
         loader = make_loader(self.dataset, self.args.batch_size, -1, True, EpochSampler(count))
-        model = UNET(features=[4, 8]).to(self.device, memory_format=torch.channels_last)
+        model = UNET(features=[4, 8]).to(self.device, memory_format=memory_format(self.device))
         load_s = timed(lambda: [None for _ in loader])
         evaluate_s = timed(lambda: check_accuracy(loader, model, self.device))
         self.ended.set()

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from carvana.augmentation import train_transform, val_transform
-from carvana.device import amp_dtype, choose_kernels, find_device
+from carvana.device import amp_dtype, choose_kernels, find_device, memory_format
 from carvana.errors import UserError
 from carvana.images import PILLOW_MODES
 from carvana.model_config import model_config
@@ -218,7 +218,7 @@ class OurRecipe:
         self.dtype = amp_dtype(device)
         self.size = args.size
         self.images = args.batch_size * args.steps
-        self.model = UNET(features=args.features).to(device, memory_format=torch.channels_last)
+        self.model = UNET(features=args.features).to(device, memory_format=memory_format(device))
         # Before there are loaders, which may use the GPU.
         self.trained = recorded(self.model, (args.batch_size, 3, *args.size))
         self._make_loaders(args)
