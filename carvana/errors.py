@@ -143,10 +143,7 @@ def plural(count: int, noun: str) -> str:
 
 def first_few(items: Sequence[str], limit: int = 3) -> str:
     """Return the first items in one line, and how many more there are."""
-    shown = list(items[:limit])
-    if len(items) > limit:
-        shown.append(f"and {len(items) - limit:,} more")
-    return "; ".join(shown)
+    return "; ".join(first_lines(items, limit))
 
 
 def first_lines(lines: Sequence[str], limit: int) -> list[str]:

@@ -34,7 +34,7 @@ def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -
         UserError: something in the list is no such picture, or it is no list but one picture.
     """
     config = model_config(model)
-    check_list(images, config["IN_CHANNELS"])
+    _check_list(images, config["IN_CHANNELS"])
     if not len(images):
         return []
     size = network_size(config)
@@ -47,7 +47,7 @@ def predict(model: nn.Module, images: Sequence[np.ndarray], tta: bool = False) -
     ]
 
 
-def check_list(images: object, channels: int) -> None:
+def _check_list(images: object, channels: int) -> None:
     """Raise UserError unless it is a list of pictures, or an array of several."""
     if isinstance(images, np.ndarray):
         is_one = images.ndim == 2 or (images.ndim == 3 and images.shape[2] in (3, channels))

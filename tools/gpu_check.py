@@ -37,7 +37,7 @@ from PIL import Image
 
 from carvana import options
 from carvana.checkpoint import read_checkpoint
-from carvana.device import AMPERE, amp_dtype, find_device
+from carvana.device import amp_dtype, find_device
 from carvana.errors import error_summary, user_errors
 from carvana.export_formats import beyond_torch, missing_modules
 from carvana.files import replacing
@@ -200,7 +200,7 @@ def print_table(header: str, rows: list[list[str]]) -> None:
 def check_precision(check: Check) -> None:
     """Train an epoch in each precision, and compiled: do all learn alike?"""
     precisions = ["fp32", "fp16"]
-    if check.device.type != "cuda" or torch.cuda.get_device_capability() >= AMPERE:
+    if amp_dtype(check.device, "bf16") == torch.bfloat16:
         precisions.append("bf16")
     runs = [(precision, "auto") for precision in precisions]  # on CUDA recorded
     if check.plan.compiled:
